@@ -1,0 +1,29 @@
+"Read settings.ini, the one place where names, versions and requirements stand."
+import re, shlex
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(here/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+extras = {k.removesuffix('_requirements'): shlex.split(cfg[k]) for k in cfg if k.endswith('_requirements')}
+# On a package index the README's relative links would lead nowhere
+readme = re.sub(r'\]\((?!\w+:|#)', f"]({cfg['git_url']}/blob/{cfg['branch']}/", (here/'README.md').read_text('utf-8'))
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
+    project_urls={'Changelog': f"{cfg['git_url']}/blob/{cfg['branch']}/CHANGELOG.md"},
+    long_description=readme, long_description_content_type='text/markdown',
+    license='Apache-2.0', license_files=['LICENSE'],
+    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Developers', 'Intended Audience :: Education',
+                 'Natural Language :: English', 'Topic :: Scientific/Engineering :: Artificial Intelligence']
+                + [f'Programming Language :: Python :: 3.{v}' for v in (11, 12, 13)],
+    packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
+    package_data={cfg['lib_path']: shlex.split(cfg['package_data'])},
+    python_requires=f">={cfg['min_python']}", install_requires=shlex.split(cfg['requirements']), extras_require=extras,
+    entry_points={'console_scripts': shlex.split(cfg['console_scripts']),
+                  'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    zip_safe=False)
