@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
 
-# %% ../nbs/appendix/config.ipynb #6479464a
+# %% ../nbs/appendix/config.ipynb #aebeb9b3
 @dataclass
 class Config:
     "All that decides a run, in the article's names; a wrong value is refused by the name of its field."
@@ -44,6 +44,8 @@ class Config:
     temperature: float = 0.0             # of sampling; 0: greedy
     top_p: float = 1.0                   # of sampling
     n_judge: int = 100                   # prompts shown to the judge
+    judge_model: str|None = None         # who judges; None: the small world's oracle, nobody for other rows
+    judge_url: str|None = None           # where the judge is asked; None: OpenAI's address
     seed: int = 42                       # of order and sampling
     wandb_project: str = 'alpaca_ft'     # W&B project
     wandb_mode: str = 'disabled'         # 'disabled', 'offline' or 'online'
@@ -94,7 +96,7 @@ class Config:
         try: return cls(**d)
         except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
 
-# %% ../nbs/appendix/config.ipynb #f80e78fd
+# %% ../nbs/appendix/config.ipynb #76cccc13
 def _check_type(name, v, kind):
     "A bool is no int here, an int will do for a float, NaN for nothing."
     kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)
@@ -118,7 +120,7 @@ _share = (lambda v: 0 <= v < 1), 'at least 0 and less than 1'
 _text = (lambda v: v.strip() != ''), 'a name, not an empty one'
 
 _LIMITS = dict(
-    model_id=_text, rows=_text, template=_text, out=_text, n_rows=_at_least(2), max_seq_len=_at_least(2), batch_size=_at_least(1),
+    model_id=_text, rows=_text, judge_model=_text, judge_url=_text, template=_text, out=_text, n_rows=_at_least(2), max_seq_len=_at_least(2), batch_size=_at_least(1),
     gradient_accumulation_steps=_at_least(1), epochs=_at_least(1), lr=_positive, mom=_share, sqr_mom=_share, eps=_positive,
     weight_decay=_at_least(0), warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'),
     n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'), n_eval=_at_least(1), n_eval_samples=_at_least(0),
