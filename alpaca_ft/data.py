@@ -7,16 +7,16 @@ __all__ = ['templates', 'load_rows', 'split_rows', 'make_prompt', 'encode', 'enc
            'unpack', 'block_facts', 'plot_tokens', 'isolation_error', 'BatchOrder', 'get_dls', 'show_block',
            'browse_blocks']
 
-# %% ../nbs/00_data.ipynb #212bfad0
+# %% ../nbs/00_data.ipynb #532be77f
 import html, json, random, re, tempfile, uuid, warnings
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 import numpy as np, pyarrow as pa, torch
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, load_dataset, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader
 
-# %% ../nbs/00_data.ipynb #3ee160c2
+# %% ../nbs/00_data.ipynb #f30e1811
 def _found(x):
     "A value as an error message shows it: its type, and its beginning."
     s = json.dumps(x, ensure_ascii=True, default=repr)
@@ -26,46 +26,48 @@ def _text_problem(x, may_be_empty):
     "What is wrong with `x` as a text; None if nothing is."
     if not isinstance(x, str): return f'must be text, found {_found(x)}'
     if not may_be_empty and not x.strip(): return f'is empty, found {_found(x)}'
-    if not x.isascii() and re.search('[\ud800-\udfff]', x): return f'holds half a character (a lone surrogate), found {_found(x)}'
+    if not x.isascii() and re.search('[\ud800-\udfff]', x): return f'holds half a character, found {_found(x)}'
 
-# %% ../nbs/00_data.ipynb #13894913
+# %% ../nbs/00_data.ipynb #12732780
 def _row_problems(row, keys):
     "All that is wrong with one row; `keys` are the fields of the first one."
     if not isinstance(row, dict): return [f'must be an object with instruction and output, found {_found(row)}']
     usual = {'instruction', 'input', 'output'}
     bad = [f'field {k!r} is missing, found only {sorted(row)}' for k in ('instruction', 'output') if k not in row]
-    for k in usual & row.keys():
-        if k == 'input' and row[k] is None: continue
+    for k in ('instruction', 'input', 'output'):
+        if k not in row or (k == 'input' and row[k] is None): continue
         if problem := _text_problem(row[k], k == 'input'): bad.append(f'field {k!r} {problem}')
     bad += [f'field {k!r} is missing, the first row has it' for k in sorted(keys - row.keys() - usual)]
-    return bad + [f'field {k!r} is not in the first row, which has {sorted(keys)}' for k in sorted(row.keys() - keys - usual)]
+    return bad + [f'field {k!r} is not in the first row ({sorted(keys)})' for k in sorted(row.keys() - keys - usual)]
 
-# %% ../nbs/00_data.ipynb #3b37fd40
+# %% ../nbs/00_data.ipynb #ae0920aa
 def _json_lines(path):
     "Yield (line, row, problem) for each line that is not blank."
     with open(path, 'rb') as f:
         for n, line in enumerate(f, 1):
-            if n == 1: line = line.removeprefix(b'\xef\xbb\xbf')
-            if not line.strip(): continue
+            line = line.removeprefix(b'\xef\xbb\xbf').strip()
+            if not line: continue
             try: yield n, json.loads(line.decode()), None
-            except ValueError as e: yield n, None, f'is not JSON ({e}), found {_found(line[:60].decode(errors="replace"))}'
+            except ValueError as e: yield n, None, f'is not JSON: {e}, found {_found(line.decode(errors="replace"))}'
 
 def _json_list(path):
     "Yield (line, row, problem) for each entry of a file that is one JSON list."
-    text, white, decode = path.read_bytes().decode('utf-8-sig', errors='replace'), re.compile(r'\s*'), json.JSONDecoder().raw_decode
-    i, line, seen = white.match(text, text.index('[') + 1).end(), 1, 0
+    white, decode = re.compile(r'\s*'), json.JSONDecoder().raw_decode
+    text = path.read_bytes().decode('utf-8-sig', errors='surrogateescape')  # no UTF-8: half a character
+    i, line, seen = text.index('[') + 1, 1, 0
     try:
-        while text[i:i + 1] != ']':
-            i = white.match(text, i + (seen > 0)).end()   # after the first entry: step over the comma
+        while text[i - 1] != ']' or not seen:
+            i = white.match(text, i).end()
+            if not seen and text[i:i + 1] == ']': i += 1; break
             row, end = decode(text, i)
             line, seen = line + text.count('\n', seen, i), i
             yield line, row, None
-            i = white.match(text, end).end()
-            if text[i:i + 1] not in (',', ']') or i == len(text): raise json.JSONDecodeError("expected ',' or ']'", text, i)
-        if text[i + 1:].strip(): raise json.JSONDecodeError('text after the list', text, i + 1)
-    except json.JSONDecodeError as e: yield e.lineno, None, f'is not JSON ({e.msg}, column {e.colno})'
+            i = white.match(text, end).end() + 1
+            if text[i - 1:i] not in (',', ']'): raise json.JSONDecodeError("expected ',' or ']'", text, i - 1)
+        if text[i:].strip(): raise json.JSONDecodeError('text after the list', text, i)
+    except json.JSONDecodeError as e: yield e.lineno, None, f'is not JSON: {e.msg}, column {e.colno}'
 
-# %% ../nbs/00_data.ipynb #09c57f91
+# %% ../nbs/00_data.ipynb #ae27b44c
 def _refuse(what, problems):
     "Raise one ValueError that counts all `problems` and shows the first ten."
     if not problems: return
@@ -77,7 +79,8 @@ def _checked(numbered, name, columns, unit='line'):
     rows, problems, keys = [], [], None
     for n, row, problem in numbered:
         if isinstance(row, dict):
-            row = {columns.get(k, k): v for k, v in row.items()}
+            yours, row = row, {columns.get(k, k): v for k, v in row.items()}
+            if len(row) < len(yours): problem = f'columns gives two fields the same name, found {sorted(yours)}'
             if keys is None: keys = set(row); _no_blocks(keys, name)
         found = [problem] if problem else _row_problems(row, keys or set())
         problems += [f'{name}, {unit} {n}: {p}' for p in found]
@@ -89,9 +92,9 @@ def _checked(numbered, name, columns, unit='line'):
 def _no_blocks(names, name):
     "Refuse packed blocks where rows are expected."
     if 'input_ids' in names and not {'instruction', 'output'} & set(names):
-        raise ValueError(f'{name}: holds packed blocks ({", ".join(sorted(names))}), not rows: give them to get_dls')
+        raise ValueError(f'{name}: holds packed blocks ({sorted(names)}), not rows; blocks go to get_dls')
 
-# %% ../nbs/00_data.ipynb #b77efc43
+# %% ../nbs/00_data.ipynb #5511b1a3
 def _to_dataset(rows, name):
     "Rows as a dataset: instruction, input, output, then the further columns."
     columns = {}
@@ -104,18 +107,19 @@ def _check_dataset(ds, name, columns):
     "The same checks for rows that are a `Dataset` already."
     ds = ds.rename_columns({k: v for k, v in columns.items() if k in ds.column_names})
     _no_blocks(ds.column_names, name)
-    texts = ds.with_format(None).select_columns([c for c in ('instruction', 'input', 'output') if c in ds.column_names])
+    names = [c for c in ('instruction', 'input', 'output') if c in ds.column_names]
+    texts = ds.with_format(None).select_columns(names)
     inputs = [r['input'] for r in _checked(((i, r, None) for i, r in enumerate(texts)), name, {}, 'row')]
     if 'input' in ds.column_names:
         if inputs == list(texts['input']): return ds
         ds = ds.remove_columns('input')
     return ds.add_column('input', inputs)
 
-# %% ../nbs/00_data.ipynb #82be6916
+# %% ../nbs/00_data.ipynb #6bc5fdba
 def _open_folder(path, split):
     "Rows from a folder that `datasets` wrote."
     try: ds = load_from_disk(str(path))
-    except FileNotFoundError as e: raise ValueError(f'rows: {str(path)!r} is a folder, but not one that datasets wrote') from e
+    except FileNotFoundError as e: raise ValueError(f'rows: datasets did not write the folder {str(path)!r}') from e
     if not isinstance(ds, DatasetDict): return ds
     if split not in ds: raise ValueError(f'rows: {str(path)!r} has no split {split!r}, found {list(ds)}')
     return ds[split]
@@ -123,57 +127,59 @@ def _open_folder(path, split):
 def _open_hub(name, split):
     "Rows of a Hugging Face hub id."
     try: return load_dataset(name, split=split)
-    except (OSError, ValueError) as e: raise FileNotFoundError(f'rows: {name!r} is no file or folder here, and as a hub id: {e}') from e
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(f'rows: {name!r} is no file or folder here, and as a hub id: {e}') from e
 
 def load_rows(
     source, # a .json or .jsonl file, a folder written by `datasets`, a hub id, a list of dicts, or a Dataset
     columns:dict=None, # our names to yours, where they differ: {'instruction': 'question', 'output': 'answer'}
     split:str='train', # which one, where a folder or the hub has several
 ) -> Dataset: # texts `instruction`, `input` ('' for none), `output`; further columns are kept
-    "Load rows and check each. ValueError names file, line, field and what was found; FileNotFoundError if there is no such source."
-    yours = {v: k for k, v in (columns or {}).items()}
-    if odd := set(yours.values()) - {'instruction', 'input', 'output'}: raise ValueError(f'columns: unknown name {sorted(odd)}')
+    "Load rows and check each. ValueError names file, line, field and what was found."
+    yours, known = {v: k for k, v in (columns or {}).items()}, ['instruction', 'input', 'output']
+    if not set(yours.values()) <= set(known): raise ValueError(f'columns: must name some of {known}, found {columns}')
     if isinstance(source, Dataset): return _check_dataset(source, 'rows', yours)
     if isinstance(source, (list, tuple)):
         return _to_dataset(_checked(((i, r, None) for i, r in enumerate(source)), 'rows', yours, 'row'), 'rows')
-    path = Path(source)
+    path, kind = Path(source), Path(source).suffix.lower()
     if path.is_dir(): return _check_dataset(_open_folder(path, split), path.name, yours)
-    if path.suffix not in ('.json', '.jsonl'):
+    if kind not in ('.json', '.jsonl'):
         if path.exists(): raise ValueError(f'rows: the file must end in .json or .jsonl, found {path.name!r}')
         return _check_dataset(_open_hub(str(source), split), str(source), yours)
     if not path.exists(): raise FileNotFoundError(f'rows: no file {str(source)!r}')
-    with open(path, 'rb') as f: is_list = f.read(1000).removeprefix(b'\xef\xbb\xbf').lstrip().startswith(b'[')
-    return _to_dataset(_checked((_json_list if is_list else _json_lines)(path), path.name, yours), path.name)
+    with open(path, 'rb') as f: start = f.read(1000).removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
+    return _to_dataset(_checked((_json_list if start == b'[' else _json_lines)(path), path.name, yours), path.name)
 
-# %% ../nbs/00_data.ipynb #ad0fb0b8
+# %% ../nbs/00_data.ipynb #0349f892
 def split_rows(
     rows:Dataset, # from `load_rows`
     n_eval:int=1000, # rows held out: the last ones after the shuffle
     seed:int=42, # of the shuffle
     drop_duplicates:bool=False, # leave out training rows whose instruction and input are those of an eval row
 ) -> tuple: # train, eval
-    "Shuffle and hold out the last `n_eval` rows, as the article does; warn of duplicates across the split. ValueError for an empty side."
-    if not 0 < n_eval < len(rows): raise ValueError(f'n_eval must be from 1 to {len(rows) - 1} for {len(rows)} rows, found {n_eval}')
+    "Shuffle and hold out the last `n_eval` rows, as the article does. Duplicates across the split are warned of."
+    if not 0 < n_eval < len(rows):
+        raise ValueError(f'n_eval must be from 1 to {len(rows) - 1}, since there are {len(rows)} rows, found {n_eval}')
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     keys = [(r['instruction'], r['input'] or '') for r in rows.select_columns(['instruction', 'input'])]
     train, held = order[:-n_eval], {keys[i] for i in order[-n_eval:]}
     clean = [i for i in train if keys[i] not in held]
     n_same = len(train) - len(clean)
-    if n_same and drop_duplicates: train = clean
-    elif n_same: warnings.warn(f'split_rows: {n_same} training rows ask what an eval row asks; drop_duplicates=True leaves them out')
+    if drop_duplicates: train = clean
+    elif n_same: warnings.warn(f'{n_same} training rows ask what an eval row asks: drop_duplicates=True')
     if not train: raise ValueError(f'split_rows: no training row is left, all {n_same} ask what an eval row asks')
     return rows.select(train), rows.select(order[-n_eval:])
 
-# %% ../nbs/00_data.ipynb #0f0dba80
+# %% ../nbs/00_data.ipynb #b54ee428
 _task = 'Below is an instruction that describes a task'
 _write = 'Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
-_stanford = (f'{_task}, paired with an input that provides further context. {_write}### Input:\n{{input}}\n\n### Response:',
-             f'{_task}. {_write}### Response:')
+_more = ', paired with an input that provides further context'
+_stanford = (f'{_task}{_more}. {_write}### Input:\n{{input}}\n\n### Response:', f'{_task}. {_write}### Response:')
 
 templates = {'alpaca': tuple(t + '\n' for t in _stanford), 'stanford': _stanford}  # name: (with input, without)
 
-# %% ../nbs/00_data.ipynb #b5312be6
+# %% ../nbs/00_data.ipynb #042ffe2b
 def make_prompt(
     row, # a dict with `instruction` and, perhaps, `input`
     template:str='alpaca', # a key of `templates`, or 'chat': the tokenizer's own chat template
@@ -182,33 +188,33 @@ def make_prompt(
     "Write the prompt of a row. An input that is missing, None or blank is no input."
     text, has_input = row['instruction'], bool((row.get('input') or '').strip())
     if template == 'chat':
-        if not getattr(tokenizer, 'chat_template', None): raise ValueError("template='chat' needs a tokenizer with a chat template")
+        if not getattr(tokenizer, 'chat_template', None): raise ValueError('template: the tokenizer has none for chat')
         turn = dict(role='user', content=f"{text}\n\n{row['input']}" if has_input else text)
         return tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
     if template not in templates: raise ValueError(f'template must be one of {[*templates, "chat"]}, found {template!r}')
     return templates[template][0 if has_input else 1].format(instruction=text, input=row.get('input'))
 
-# %% ../nbs/00_data.ipynb #a9642cae
+# %% ../nbs/00_data.ipynb #3ee1212f
 def _tokenize(tokenizer, texts, template):
-    "Ids without a closing EOS. A `</s>` that a row spells out stays plain text, but for a chat template, which spells out its own."
-    chat = template == 'chat'
-    ids = tokenizer(texts, add_special_tokens=not chat, split_special_tokens=not chat, verbose=False)['input_ids']
-    return [i[:-1] if not chat and i[-1:] == [tokenizer.eos_token_id] else i for i in ids]
+    "Ids without a closing EOS. A `</s>` that a row spells out stays plain text; a chat template spells out its own."
+    ours = template != 'chat'
+    ids = tokenizer(texts, add_special_tokens=ours, split_special_tokens=ours, verbose=False)['input_ids']
+    return [i[:-1] if ours and i[-1:] == [tokenizer.eos_token_id] else i for i in ids]
 
 def _border_problem(row, prompt_ids, ids, tokenizer, template):
     "Why `prompt_ids` cannot be told from the answer in `ids`; None if they can."
-    n, ends = len(prompt_ids), {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    if ids[:n] != prompt_ids: return f'the prompt runs into the answer in one token, found {_found(row["output"][:20])} after it'
+    n, ends, chat = len(prompt_ids), {tokenizer.bos_token_id, tokenizer.eos_token_id}, template == 'chat'
+    if ids[:n] != prompt_ids: return f'prompt and answer share a token, the answer begins with {row["output"][:20]!r}'
     if n == len(ids): return 'the answer has no tokens'
-    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special] if template == 'chat' else []
-    for s in special:
-        if any(s in (row.get(k) or '') for k in ('instruction', 'input', 'output')): return f'the text holds the special token {s!r}'
-    if ends & set(ids[n:] if template == 'chat' else ids[1:]): return 'BOS or EOS stands in the middle'
+    texts = [row['instruction'], row.get('input') or '', row['output']]
+    for s in [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and chat]:
+        if any(s in text for text in texts): return f'the text holds the special token {s!r}'
+    if ends & set(ids[n:] if chat else ids[1:]): return 'BOS or EOS stands in the middle'
 
-# %% ../nbs/00_data.ipynb #fc674b30
+# %% ../nbs/00_data.ipynb #fb3c8840
 def _encode_batch(rows, tokenizer, template):
-    "For a list of rows: their ids, EOS last; their prompts' lengths; their problems (None where there is none)."
-    if tokenizer.eos_token_id is None: raise ValueError('tokenizer: has no EOS token, so nothing could teach a model to stop')
+    "For a list of rows: their ids, EOS last; their prompts' lengths; their problems (None where all is well)."
+    if tokenizer.eos_token_id is None: raise ValueError('tokenizer: has no EOS token, so no model could learn to stop')
     prompts = [make_prompt(r, template, tokenizer) for r in rows]
     ids = _tokenize(tokenizer, [p + r['output'] for p, r in zip(prompts, rows)], template)
     prompt_ids = _tokenize(tokenizer, prompts, template)
@@ -220,16 +226,16 @@ def encode(
     tokenizer, # a Hugging Face tokenizer
     max_len:int=None, # cut to so many tokens; the EOS goes first, as it should: the answer did not end there
     template:str='alpaca', # as in `make_prompt`
-) -> dict: # `input_ids`: BOS (if this tokenizer adds one), prompt, answer, EOS; `n_prompt`: how many of them are prompt
+) -> dict: # `input_ids`: BOS (if this tokenizer adds one), prompt, answer, EOS; `n_prompt`: tokens of the prompt
     "Tokenize a row once. ValueError where the prompt's tokens are not the first of the row's."
     if max_len is not None and max_len < 2: raise ValueError(f'max_len must be at least 2, found {max_len}')
     (ids,), (n_prompt,), (problem,) = _encode_batch([row], tokenizer, template)
     if problem: raise ValueError(f'encode: {problem}')
     return dict(input_ids=ids[:max_len], n_prompt=min(n_prompt, len(ids[:max_len])))
 
-# %% ../nbs/00_data.ipynb #a0f0e766
+# %% ../nbs/00_data.ipynb #7dd9da4d
 def _collect(tables, path=None, counts={}):
-    "Arrow tables, one after another, as a dataset: in memory, or in a new folder with one table at a time in memory."
+    "Arrow tables, one after another, as a dataset: in memory, or in a new folder, with one table at a time in memory."
     tables = iter(tables); first = next(tables)
     info = DatasetInfo(description=json.dumps(counts), features=Features.from_arrow_schema(first.schema))
     if path is None: return Dataset(pa.concat_tables([first, *tables]), info=info, fingerprint=uuid.uuid4().hex)
@@ -243,18 +249,19 @@ def _collect(tables, path=None, counts={}):
         Dataset.from_file(f'{folder}/all.arrow', info=info).save_to_disk(str(path))
     return load_from_disk(str(path))
 
-# %% ../nbs/00_data.ipynb #4a952f51
+# %% ../nbs/00_data.ipynb #35d7dcf6
 def _encode_part(rows, start, tokenizer, max_len, template):
     "A table of examples, the rows refused, and how many were cut."
     if not isinstance(rows, list): rows = [dict(zip(rows, values)) for values in zip(*rows.values())]
     ids, n_prompt, problems = _encode_batch(rows, tokenizer, template)
     good = [i for i, p in enumerate(problems) if not p]
     n_cut = sum(len(ids[i]) > (max_len or len(ids[i])) for i in good)
-    table = pa.table(dict(input_ids=pa.array([ids[i][:max_len] for i in good], pa.list_(pa.int32())),
-                          n_prompt=pa.array([min(n_prompt[i], max_len or n_prompt[i]) for i in good], pa.int32()),
-                          row_id=pa.array([start + i for i in good], pa.int64())))
+    cut = pa.array([ids[i][:max_len] for i in good], pa.list_(pa.int32()))
+    n_prompt = pa.array([min(n_prompt[i], len(ids[i][:max_len])) for i in good], pa.int32())
+    table = pa.table(dict(input_ids=cut, n_prompt=n_prompt, row_id=pa.array([start + i for i in good], pa.int64())))
     return table, [f'row {start + i}: {p}' for i, p in enumerate(problems) if p], n_cut
 
+# %% ../nbs/00_data.ipynb #68198146
 def encode_rows(
     rows, # a Dataset or a list of dicts
     tokenizer, # a Hugging Face tokenizer
@@ -274,7 +281,8 @@ def encode_rows(
             problems, n_cut = problems + refused, n_cut + cut
             yield table
         if bad == 'error': _refuse('encode_rows', problems)
-        if problems or n_cut: warnings.warn(f'encode_rows: {len(problems)} rows dropped, {n_cut} cut to {max_len} tokens; first: {problems[:1]}')
+        if problems: warnings.warn(f'encode_rows: {len(problems)} of {len(rows)} rows dropped; {problems[0]}')
+        if n_cut: warnings.warn(f'encode_rows: {n_cut} of {len(rows)} rows cut to {max_len} tokens')
     return _collect(tables(), path)
 
 # %% ../nbs/00_data.ipynb #5ed641c8
@@ -293,14 +301,15 @@ def plot_lengths(
     ax.set(xlabel='tokens', ylabel='rows'); ax.legend()
     return fig
 
-# %% ../nbs/00_data.ipynb #a633dab3
+# %% ../nbs/00_data.ipynb #502a7ef1
 def best_fit(
     lengths, # tokens of each document, none above size
     size:int, # places in a block
 ) -> np.ndarray: # for each document the number of its block
     "Best fit, longest first: each document goes where the least room is left that still holds it."
     lengths = np.asarray(lengths, dtype=np.int64)
-    if len(lengths) and not 0 < lengths.min() <= lengths.max() <= size: raise ValueError(f'lengths must be from 1 to size={size}, found {lengths.min()} to {lengths.max()}')
+    if len(lengths) and not 0 < lengths.min() <= lengths.max() <= size:
+        raise ValueError(f'lengths must be from 1 to size={size}, found {lengths.min()} to {lengths.max()}')
     order, block = np.argsort(-lengths, kind='stable'), np.empty(len(lengths), dtype=np.int64)
     rooms, blocks_with, n = 0, [[] for _ in range(size + 1)], 0    # bit r of rooms: blocks_with[r] is not empty
     for i, length in zip(memoryview(order), memoryview(lengths[order])):
@@ -314,28 +323,26 @@ def best_fit(
         if room: blocks_with[room].append(b); rooms |= 1 << room
     return block
 
-# %% ../nbs/00_data.ipynb #7cf337ad
+# %% ../nbs/00_data.ipynb #3e8c6704
 def _documents(examples):
-    "Id arrays; for each example (array, start, stop) `[n, 3]`; prompt lengths or None; row numbers."
+    "Arrays of ids; for each example (array, start, stop) `[n, 3]`; prompt lengths or None; row numbers."
     if isinstance(examples, Dataset):
         table = examples.with_format('arrow')[:]
-        parts = [c if hasattr(c, 'offsets') else c.cast(pa.list_(c.type.value_type)) for c in table['input_ids'].chunks]
-        values, stops = [p.values.to_numpy() for p in parts], [p.offsets.to_numpy().astype(np.int64) for p in parts]
-        where = [np.stack([np.full(len(s) - 1, i), s[:-1], s[1:]], 1) for i, s in enumerate(stops)]
-        get = lambda k: table[k].to_numpy() if k in table.column_names else None
+        parts = table['input_ids'].cast(pa.list_(table['input_ids'].type.value_type)).chunks
+        values, stops = [p.values.to_numpy() for p in parts], [p.offsets.to_numpy() for p in parts]
+        column = lambda k: table[k].to_numpy() if k in table.column_names else None
     else:
         ids = [e['input_ids'] for e in examples]
-        values = [np.fromiter(chain.from_iterable(ids), dtype=np.int32)]
-        stops = np.cumsum([0] + [len(i) for i in ids])
-        where = [np.stack([np.zeros(len(ids), dtype=np.int64), stops[:-1], stops[1:]], 1)]
-        get = lambda k: np.array([e[k] for e in examples]) if all(k in e for e in examples) else None
-    row_ids = get('row_id')
-    where = np.concatenate(where) if where else np.empty((0, 3), dtype=np.int64)
-    return values, where, get('n_prompt'), np.arange(len(where)) if row_ids is None else row_ids
+        values, stops = [np.fromiter(chain(*ids), dtype=np.int32)], [np.cumsum([0] + [len(i) for i in ids])]
+        column = lambda k: np.array([e[k] for e in examples]) if all(k in e for e in examples) else None
+    where = [np.stack([np.full(len(s) - 1, i), s[:-1], s[1:]], 1) for i, s in enumerate(stops)]
+    where = np.concatenate(where).astype(np.int64) if where else np.empty((0, 3), dtype=np.int64)
+    row_ids = column('row_id')
+    return values, where, column('n_prompt'), np.arange(len(where)) if row_ids is None else row_ids
 
-# %% ../nbs/00_data.ipynb #ad664f60
+# %% ../nbs/00_data.ipynb #e6025130
 def _fill(blocks, size, pad_id):
-    "Lay documents side by side. `blocks`: for each a list of (ids, place of the first target). Three arrays `[n_blocks, size]`."
+    "Lay documents side by side. A block is a list of (ids, first target's place). Three arrays `[n_blocks, size]`."
     n, steps = len(blocks), np.arange(size, dtype=np.int32)
     input_ids, labels = np.full((n, size), pad_id, dtype=np.int32), np.full((n, size), -100, dtype=np.int32)
     position_ids = np.empty((n, size), dtype=np.int32)
@@ -353,21 +360,23 @@ def _fill(blocks, size, pad_id):
 def _block_table(input_ids, labels, position_ids, row_ids):
     "An Arrow table of blocks."
     fixed = lambda a: pa.FixedSizeListArray.from_arrays(pa.array(a.reshape(-1)), a.shape[1])
+    stops = np.cumsum([0] + [len(r) for r in row_ids]).astype(np.int32)
     return pa.table(dict(input_ids=fixed(input_ids), labels=fixed(labels), position_ids=fixed(position_ids),
-                         row_ids=pa.ListArray.from_arrays(np.cumsum([0] + [len(r) for r in row_ids]).astype(np.int32), np.concatenate(row_ids))))
+                         row_ids=pa.ListArray.from_arrays(stops, np.concatenate(row_ids))))
 
-# %% ../nbs/00_data.ipynb #49d8f570
+# %% ../nbs/00_data.ipynb #f5025b82
 def _choose(length, first, size, long):
     "Which examples can be packed, and counts of the others."
-    if long not in ('cut', 'drop', 'error'): raise ValueError(f"long must be 'cut', 'drop' or 'error', found {long!r}")
+    if long not in ('cut', 'drop', 'error'): raise ValueError(f'long must be cut, drop or error, found {long!r}')
     too_long, has_target = length > size, np.minimum(length, size) > first
     if long == 'error' and too_long.any():
-        raise ValueError(f'pack: {too_long.sum()} examples are longer than max_seq_len={size}, the first is number {too_long.argmax()}')
+        raise ValueError(f'pack: {too_long.sum()} examples longer than max_seq_len={size}, first {too_long.argmax()}')
     keep = has_target & ~too_long if long == 'drop' else has_target
-    return keep, dict(n_cut=int((too_long & keep).sum()), n_too_long_dropped=int((too_long & has_target & ~keep).sum()),
-                      n_no_target_dropped=int((~has_target).sum()))
+    left_out = too_long & has_target & ~keep
+    counts = dict(n_cut=too_long & keep, n_too_long_dropped=left_out, n_no_target_dropped=~has_target)
+    return keep, {k: int(v.sum()) for k, v in counts.items()}
 
-# %% ../nbs/00_data.ipynb #a0cbeae4
+# %% ../nbs/00_data.ipynb #0253ff0b
 def pack(
     examples, # from `encode` or `encode_rows`: `input_ids`, `n_prompt`, perhaps `row_id`
     max_seq_len:int, # places in a block
@@ -377,22 +386,24 @@ def pack(
     pad_id:int=0, # stands in the places left over; no document sees it
     path=None, # a new folder to write the blocks to, for more than memory holds
 ) -> Dataset: # blocks: `input_ids`, `labels`, `position_ids`, each `[max_seq_len]`, and `row_ids`
-    "Pack examples into blocks by best fit, each whole in one block. What was cut or left out is warned of, and in `block_facts`."
-    if not isinstance(max_seq_len, int) or max_seq_len < 2: raise ValueError(f'max_seq_len must be a whole number from 2, found {max_seq_len!r}')
+    "Pack examples into blocks by best fit, each whole in one. What is cut or left out: a warning, and in `block_facts`."
+    if not isinstance(max_seq_len, (int, np.integer)) or max_seq_len < 2:
+        raise ValueError(f'max_seq_len must be a whole number from 2, found {max_seq_len!r}')
     values, where, n_prompt, row_ids = _documents(examples)
     if mask_prompt and n_prompt is None: raise ValueError('pack: mask_prompt=True needs n_prompt in each example')
     first = np.maximum(n_prompt, 1) if mask_prompt else np.ones(len(where), dtype=np.int64)
     keep, counts = _choose(where[:, 2] - where[:, 1], first, max_seq_len, long)
     if not keep.any(): raise ValueError(f'pack: {len(where)} examples, and nothing to predict in any: {counts}')
-    if any(counts.values()): warnings.warn(f'pack, max_seq_len={max_seq_len}, of {len(where)} examples: {counts}')
+    if any(counts.values()): warnings.warn(f'pack: max_seq_len={max_seq_len}, of {len(where)} examples {counts}')
     where[:, 2] = np.minimum(where[:, 2], where[:, 1] + max_seq_len)
     chosen = np.flatnonzero(keep)
     block = best_fit((where[:, 2] - where[:, 1])[chosen], max_seq_len)
     members = np.split(chosen[np.argsort(block, kind='stable')], np.cumsum(np.bincount(block))[:-1])
     if seed is not None: random.Random(seed).shuffle(members)
-    def doc(i): a, s, e = where[i].tolist(); return values[a][s:e], int(first[i])
-    parts = (members[i:i + 1000] for i in range(0, len(members), 1000))
-    return _collect((_block_table(*_fill([[doc(i) for i in m] for m in p], max_seq_len, pad_id), [row_ids[m] for m in p]) for p in parts), path, counts)
+    def table(part):
+        docs = [[(values[a][s:e], f) for (a, s, e), f in zip(where[m].tolist(), first[m].tolist())] for m in part]
+        return _block_table(*_fill(docs, max_seq_len, pad_id), [row_ids[m] for m in part])
+    return _collect((table(members[i:i + 1000]) for i in range(0, len(members), 1000)), path, counts)
 
 # %% ../nbs/00_data.ipynb #4349df41
 def unpack(
@@ -407,10 +418,10 @@ def unpack(
             out.append(dict(input_ids=b['input_ids'][s:e].tolist(), n_prompt=first, row_id=row_id))
     return sorted(out, key=lambda e: e['row_id'])
 
-# %% ../nbs/00_data.ipynb #9fbf1451
+# %% ../nbs/00_data.ipynb #9f61b44a
 def block_facts(
     blocks:Dataset, # from `pack`
-) -> dict: # n_blocks, n_places, n_rows, n_tokens, n_targets, fill (tokens / places), and what `pack` cut or dropped
+) -> dict: # n_blocks, n_places, n_rows, n_tokens, n_targets, fill (tokens / places), and what `pack` cut or left out
     "Count what is in the blocks."
     n_places = n_rows = n_tokens = n_targets = 0
     for part in blocks.with_format('numpy').iter(1000):
@@ -423,7 +434,7 @@ def block_facts(
     return dict(n_blocks=len(blocks), n_places=n_places, n_rows=n_rows, n_tokens=n_tokens, n_targets=n_targets,
                 fill=n_tokens / n_places) | counts
 
-# %% ../nbs/00_data.ipynb #faf67a0a
+# %% ../nbs/00_data.ipynb #b3cde342
 def plot_tokens(
     ways:dict, # name -> facts, from `block_facts`
 ): # a matplotlib figure
@@ -431,9 +442,10 @@ def plot_tokens(
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7, .7 + .4 * len(ways)))
     left = np.zeros(len(ways))
-    for name, colour, count in (('predicted', '#2ca02c', lambda f: f['n_targets']), ('only read', '#9aa0a6', lambda f: f['n_tokens'] - f['n_targets']),
-                                ('padding', '#d62728', lambda f: f['n_places'] - f['n_tokens'])):
-        share = np.array([100 * count(f) / f['n_places'] for f in ways.values()])
+    parts = {'predicted': ('n_targets', None, '#2ca02c'), 'only read': ('n_tokens', 'n_targets', '#9aa0a6'),
+             'padding': ('n_places', 'n_tokens', '#d62728')}
+    for name, (upper, lower, colour) in parts.items():
+        share = np.array([100 * (f[upper] - f.get(lower, 0)) / f['n_places'] for f in ways.values()])
         ax.barh(list(ways), share, left=left, label=name, color=colour)
         left += share
     ax.set(xlabel='% of places', xlim=(0, 100)); ax.invert_yaxis()
@@ -459,7 +471,7 @@ def isolation_error(
             worst = max(worst, ((logits[s:e] - alone).abs().max() / alone.abs().max()).item())
     return worst
 
-# %% ../nbs/00_data.ipynb #7a3c60e0
+# %% ../nbs/00_data.ipynb #98286450
 class BatchOrder:
     "Yields lists of block numbers, `bs` at a time, in another order each epoch."
     def __init__(self,
@@ -478,17 +490,17 @@ class BatchOrder:
         self.epoch, self.start = epoch, start
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
-        start, self.start = self.start, 0
+        order, start, self.start = np.arange(self.n), self.start, 0
+        if self.shuffle: order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for i in range(start, len(self)): yield order[i * self.bs:(i + 1) * self.bs].tolist()
         self.epoch += 1
 
-# %% ../nbs/00_data.ipynb #4466c24f
+# %% ../nbs/00_data.ipynb #57832497
 def _to_tensors(columns):
     "One batch: numbers as tensors, `row_ids` as a list of lists."
     batch = {k: torch.as_tensor(v) for k, v in columns.items() if k != 'row_ids'}
     batch = {k: v if v.is_floating_point() else v.long() for k, v in batch.items()}
-    return batch | ({'row_ids': [np.asarray(r).tolist() for r in columns['row_ids']]} if 'row_ids' in columns else {})
+    return batch | {'row_ids': [np.asarray(r).tolist() for r in columns.get('row_ids', [])]}
 
 def get_dls(
     train, # blocks to train on, from `pack`
@@ -496,48 +508,50 @@ def get_dls(
     bs:int, # blocks in a batch
     seed:int=42, # of the order of the training blocks
 ) -> tuple: # train_dl, eval_dl: batches are dicts of tensors `[bs, max_seq_len]` and `row_ids`
-    "Dataloaders: training in another order each epoch (`train_dl.sampler.set_epoch`), evaluation always in the same; no block is dropped."
+    "Dataloaders that drop no block. Training: another order each epoch, by `train_dl.sampler`, a `BatchOrder`."
     if not isinstance(bs, int) or bs < 1: raise ValueError(f'bs must be a whole number from 1, found {bs!r}')
     for name, blocks in (('train', train), ('eval', eval)):
         if missing := {'labels', 'position_ids'} - set(blocks.column_names):
             raise ValueError(f'{name}: has no {sorted(missing)}, found {blocks.column_names}; blocks come from pack')
         if not len(blocks): raise ValueError(f'{name}: holds no blocks')
     def dl(blocks, shuffle):
-        return DataLoader(blocks.with_format('numpy'), batch_size=None, sampler=BatchOrder(len(blocks), bs, seed, shuffle), collate_fn=_to_tensors)
+        order = BatchOrder(len(blocks), bs, seed, shuffle)
+        return DataLoader(blocks.with_format('numpy'), batch_size=None, sampler=order, collate_fn=_to_tensors)
     return dl(train, True), dl(eval, False)
 
-# %% ../nbs/00_data.ipynb #d16f65b3
+# %% ../nbs/00_data.ipynb #dac001ce
 def _pieces(block, tokenizer):
-    "For each token of a block: its text, its kind ('prompt', 'target' or 'padding'), and its document, as `row_ids` name it."
-    starts, ids = [t for t, p in enumerate(block['position_ids']) if int(p) == 0], [int(i) for i in block['input_ids']]
-    rows, doc = [int(r) for r in block['row_ids']], -1
+    "For each token of a block: its text, its kind ('read', 'target' or 'padding'), and its row, as `row_ids` has it."
+    ids, rows, doc = [int(i) for i in block['input_ids']], [int(r) for r in block['row_ids']], -1
     for t, (i, raw) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids))):
-        doc += t in starts
-        text = tokenizer.decode([i]) if doc < len(rows) else '·'
-        if raw[:1] in ('Ġ', '▁') and doc < len(rows) and not text.startswith(' '): text = ' ' + text
-        predicted = t > 0 and int(block['labels'][t - 1]) != -100
-        yield text, 'padding' if doc >= len(rows) else 'target' if predicted else 'prompt', rows[doc] if doc < len(rows) else None
+        doc += int(block['position_ids'][t]) == 0
+        if doc >= len(rows): yield '·', 'padding', None; continue
+        text = tokenizer.decode([i])
+        if raw[:1] in ('Ġ', '▁') and not text.startswith(' '): text = ' ' + text
+        yield text, 'target' if t and int(block['labels'][t - 1]) != -100 else 'read', rows[doc]
 
-# %% ../nbs/00_data.ipynb #3dbe98b2
-_style = """<style>.aft {font: 13px/1.7 monospace; overflow-wrap: anywhere} .aft b {background: rgba(46,160,67,.35); font-weight: 600}
-.aft span {background: rgba(128,128,128,.16)} .aft s {opacity: .45} .aft b, .aft span, .aft s {margin-right: 1px; border-radius: 2px}
+# %% ../nbs/00_data.ipynb #0a842cb7
+_style = """<style>.aft {font: 13px/1.7 monospace; overflow-wrap: anywhere}
+.aft b, .aft span, .aft s {margin-right: 1px; border-radius: 2px; text-decoration: none}
+.aft b {background: rgba(46,160,67,.35); font-weight: 600} .aft span {background: rgba(128,128,128,.16)}
+.aft s {opacity: .45}
 .aft i {border-left: 3px solid #d62728; padding: 0 4px; font-size: 11px}</style>"""
 
 def _block_html(block, tokenizer):
     "A block as HTML."
-    out, doc, tag = [], 0, dict(prompt='span', target='b', padding='s')
+    out, tag = [], dict(read='span', target='b', padding='s')
     for t, (text, kind, row) in enumerate(_pieces(block, tokenizer)):
-        if int(block['position_ids'][t]) == 0: out.append(f'<br><i>{"padding" if row is None else f"row {row}"}</i>')
-        label = int(block['labels'][t])
-        tip = f'place {t}, position {int(block["position_ids"][t])}, id {int(block["input_ids"][t])}, ' + (
-            'predicts nothing' if label == -100 else f'predicts {tokenizer.decode([label])!r}')
+        i, p, label = (int(block[k][t]) for k in ('input_ids', 'position_ids', 'labels'))
+        if p == 0: out.append(f'<br><i>{"padding" if row is None else f"row {row}"}</i>')
+        says = 'nothing' if label == -100 else repr(tokenizer.decode([label]))
+        tip = f'place {t}, position {p}, id {i}, predicts {says}'
         shown = html.escape(text).replace('\n', '⏎')
         out.append(f'<{tag[kind]} title="{html.escape(tip)}">{shown}</{tag[kind]}>')
     return f'{_style}<div class="aft"><span>only read</span> <b>predicted</b> <s>padding</s> {"".join(out)}</div>'
 
 def _block_text(block, tokenizer):
     "A block as plain text: a line a document, what must be predicted in [[ ]]."
-    text, last = '', 'prompt'
+    text, last = '', 'read'
     for t, (piece, kind, row) in enumerate(_pieces(block, tokenizer)):
         new = int(block['position_ids'][t]) == 0
         if last == 'target' and (new or kind != 'target'): text += ']]'
@@ -546,16 +560,16 @@ def _block_text(block, tokenizer):
         text, last = text + piece.replace('\n', '⏎'), kind
     return (text + (']]' if last == 'target' else '')).strip()
 
-# %% ../nbs/00_data.ipynb #7c68c7a1
+# %% ../nbs/00_data.ipynb #0d816f25
 def show_block(
     block, # one block: `blocks[3]`
     tokenizer, # the one that `encode` had
 ):
-    "Draw a block as coloured tokens (plain text where there is no browser); point at a token to see its place, id and target."
+    "Draw a block as coloured tokens, or as plain text; point at a token to see its place, id and target."
     from IPython.display import display
     display({'text/html': _block_html(block, tokenizer), 'text/plain': _block_text(block, tokenizer)}, raw=True)
 
-# %% ../nbs/00_data.ipynb #1228bbef
+# %% ../nbs/00_data.ipynb #46b699c1
 def browse_blocks(
     blocks:Dataset, # from `pack`
     tokenizer, # the one that `encode` had
@@ -563,7 +577,8 @@ def browse_blocks(
     "A slider through the blocks; where no kernel runs, the picture of the first one."
     from IPython.display import display
     from ipywidgets import HTML, IntSlider, VBox
-    slider, page = IntSlider(0, 0, len(blocks) - 1, description='block', continuous_update=False), HTML(_block_html(blocks[0], tokenizer))
+    slider = IntSlider(0, 0, len(blocks) - 1, description='block', continuous_update=False)
+    page = HTML(_block_html(blocks[0], tokenizer))
     slider.observe(lambda change: setattr(page, 'value', _block_html(blocks[change['new']], tokenizer)), 'value')
     box = VBox([slider, page])
     still = {'text/html': _block_html(blocks[0], tokenizer), 'text/plain': _block_text(blocks[0], tokenizer)}
