@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Config']
 
-# %% ../nbs/appendix/config.ipynb #6608de46
+# %% ../nbs/appendix/config.ipynb #9df3430e
 import difflib, json, math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
 
-# %% ../nbs/appendix/config.ipynb #aebeb9b3
+from fastcore.basics import patch
+
+# %% ../nbs/appendix/config.ipynb #97e9cc37
 @dataclass
 class Config:
     "All that decides a run, in the article's names; a wrong value is refused by the name of its field."
@@ -56,47 +58,7 @@ class Config:
 
     def __post_init__(self): self.check()
 
-    def check(self)->'Config':
-        "Raise TypeError or ValueError that names the first field with an impossible value."
-        for f in fields(self):
-            v = getattr(self, f.name)
-            _check_type(f.name, v, f.type)
-            ok, expected = _LIMITS.get(f.name, (None, None))
-            if ok and v is not None and not ok(v): raise ValueError(f'{f.name}={v!r}: expected {expected}')
-        return self
-
-    @classmethod
-    def preset(cls,
-        name:str, # 'tiny', 'smol' or 'llama2_7b'
-        **overrides # fields that shall differ
-    )->'Config':
-        "Make one of the three stated configurations."
-        if name not in PRESETS: raise ValueError(f'preset {name!r}: expected one of {", ".join(PRESETS)}')
-        _check_names(overrides, f'preset {name!r}')
-        return cls(**{**PRESETS[name], **overrides})
-
-    def save(self,
-        path # file to write (JSON)
-    )->Path:
-        "Write all fields as JSON."
-        path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + '\n')
-        return path
-
-    @classmethod
-    def load(cls,
-        path # file that `save` wrote
-    )->'Config':
-        "Read a configuration; a field that is unknown or impossible raises with the file's name."
-        if not Path(path).is_file(): raise FileNotFoundError(f'no configuration at {path}')
-        try: d = json.loads(Path(path).read_text())
-        except ValueError as e: raise ValueError(f'{path}: not JSON ({e})') from None
-        if not isinstance(d, dict): raise ValueError(f'{path}: expected an object with fields, found {type(d).__name__}')
-        _check_names(d, str(path))
-        try: return cls(**d)
-        except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
-
-# %% ../nbs/appendix/config.ipynb #76cccc13
+# %% ../nbs/appendix/config.ipynb #17d12292
 def _check_type(name, v, kind):
     "A bool is no int here, an int will do for a float, NaN for nothing."
     kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)
@@ -105,14 +67,7 @@ def _check_type(name, v, kind):
     if not ok: raise TypeError(f'{name}={v!r}: expected {expected}, found {type(v).__name__}')
     if isinstance(v, float) and not math.isfinite(v): raise ValueError(f'{name}={v!r}: expected a finite number')
 
-def _check_names(d, where):
-    "Refuse fields that Config does not have, with the nearest that it has."
-    known = [f.name for f in fields(Config)]
-    for k in d:
-        if k in known: continue
-        near = difflib.get_close_matches(k, known, 1)
-        raise ValueError(f'{where}: unknown field {k!r}' + (f', did you mean {near[0]!r}?' if near else ''))
-
+# %% ../nbs/appendix/config.ipynb #7ca4d9a0
 def _at_least(n): return (lambda v: v >= n), f'at least {n}'
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(map(repr, names))
 _positive = (lambda v: v > 0), 'more than 0'
@@ -127,6 +82,49 @@ _LIMITS = dict(
     eval_every=_at_least(1), max_new_tokens=_at_least(1), temperature=_at_least(0), n_judge=_at_least(0), seed=_at_least(0),
     top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'), wandb_mode=_one_of('disabled', 'offline', 'online'))
 
+# %% ../nbs/appendix/config.ipynb #4e687667
+@patch
+def check(self:Config)->Config:
+    "Raise TypeError or ValueError that names the first field with an impossible value."
+    for f in fields(self):
+        v = getattr(self, f.name)
+        _check_type(f.name, v, f.type)
+        ok, expected = _LIMITS.get(f.name, (None, None))
+        if ok and v is not None and not ok(v): raise ValueError(f'{f.name}={v!r}: expected {expected}')
+    return self
+
+# %% ../nbs/appendix/config.ipynb #67bc546d
+def _check_names(d, where):
+    "Refuse fields that Config does not have, with the nearest that it has."
+    known = [f.name for f in fields(Config)]
+    for k in d:
+        if k in known: continue
+        near = difflib.get_close_matches(k, known, 1)
+        raise ValueError(f'{where}: unknown field {k!r}' + (f', did you mean {near[0]!r}?' if near else ''))
+
+# %% ../nbs/appendix/config.ipynb #aa28205d
+@patch
+def save(self:Config,
+    path # file to write (JSON)
+)->Path: # the path
+    "Write all fields as JSON."
+    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(self), indent=1) + '\n')
+    return path
+
+@patch(cls_method=True)
+def load(cls:Config,
+    path # file that `save` wrote
+)->Config:
+    "Read a configuration; a field that is unknown or impossible raises with the file's name."
+    if not Path(path).is_file(): raise FileNotFoundError(f'no configuration at {path}')
+    try: d = json.loads(Path(path).read_text())
+    except ValueError as e: raise ValueError(f'{path}: not JSON ({e})') from None
+    if not isinstance(d, dict): raise ValueError(f'{path}: expected an object with fields, found {type(d).__name__}')
+    _check_names(d, str(path))
+    try: return cls(**d)
+    except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
+
 # %% ../nbs/appendix/config.ipynb #0e622d50
 PRESETS = dict(
     tiny=dict(n_rows=4000),
@@ -135,3 +133,21 @@ PRESETS = dict(
     llama2_7b=dict(model_id='meta-llama/Llama-2-7b-hf', rows='vicgalle/alpaca-gpt4', max_seq_len=1024, batch_size=8,
         gradient_accumulation_steps=4, lr=2e-4, n_freeze=24, n_eval=1000, max_new_tokens=256, n_judge=250,
         gradient_checkpointing=True, out='runs/llama2_7b'))
+
+# %% ../nbs/appendix/config.ipynb #be6462bf
+@patch(cls_method=True)
+def preset(cls:Config,
+    name:str, # 'tiny', 'smol' or 'llama2_7b'
+    **overrides # fields that shall differ
+)->Config:
+    "Make one of the stated configurations."
+    if name not in PRESETS: raise ValueError(f'preset {name!r}: expected one of {", ".join(PRESETS)}')
+    _check_names(overrides, f'preset {name!r}')
+    return cls(**{**PRESETS[name], **overrides})
+
+# %% ../nbs/appendix/config.ipynb #55eae2e3
+@patch
+def _repr_markdown_(self:Config):
+    "Fields that differ from the defaults."
+    rows = [f'| {f.name} | `{getattr(self, f.name)!r}` | `{f.default!r}` |' for f in fields(self) if getattr(self, f.name) != f.default]
+    return '\n'.join(['| field | value | default |', '|---|---|---|', *(rows or ['| (all) | as the default | |'])])
