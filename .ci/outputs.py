@@ -133,23 +133,29 @@ def main():
     p.add_argument('--slow', action='store_true', help='also the cells with `slow`')
     p.add_argument('--tolerance', type=float, default=.02, help='relative, for numbers')
     p.add_argument('--jobs', type=int, default=1, help='notebooks at the same time')
+    p.add_argument('--budget', type=float, default=float('inf'), help='begin no notebook after so many seconds')
     args = p.parse_args()
     everything = [q for q in sorted((root/'nbs').rglob('*.ipynb'))
                   if not any(part[0] in '._' for part in q.relative_to(root).parts)]
     paths = [q.resolve() for q in args.notebooks] or everything
     if missing := [str(q) for q in paths if not q.is_file()]: p.error(f"no such notebook: {', '.join(missing)}")
 
+    begin = time.monotonic()
+
     def work(path):
-        start = time.monotonic()
+        start, name = time.monotonic(), path.relative_to(root).as_posix()
+        if start - begin > args.budget:
+            print(f'{name}: not run, the {args.budget:.0f} s are over', flush=True)
+            return 0, 0
         try: n, bad = compare(path, args.slow, args.tolerance) if args.check else store(path, args.slow)
         except (CellExecutionError, DeadKernelError) as e: n, bad = 0, [f'did not run to its end\n{ansi.sub("", str(e))[-1500:]}']
         what = f'{n} outputs compared, {len(bad)} differ' if args.check else f'{n} cells run'
-        print(f'{path.relative_to(root).as_posix()}: {what}, {time.monotonic() - start:.0f} s', *bad, sep='\n', flush=True)
+        print(f'{name}: {what}, {time.monotonic() - start:.0f} s', *bad, sep='\n', flush=True)
         return n, len(bad)
 
     with ThreadPoolExecutor(args.jobs) as pool: counts = list(pool.map(work, paths))
     n, n_bad = (sum(c) for c in zip(*counts))
-    print(f'outputs: {n} in {len(paths)} notebooks, {n_bad} wrong')
+    print(f'outputs: {n} {"compared" if args.check else "cells run"}, {n_bad} wrong')
     sys.exit(n_bad > 0)
 
 
