@@ -40,7 +40,7 @@ def _row_problems(row, keys):
     bad += [f'field {k!r} is missing, the first row has it' for k in sorted(keys - row.keys() - usual)]
     return bad + [f'field {k!r} is not in the first row ({sorted(keys)})' for k in sorted(row.keys() - keys - usual)]
 
-# %% ../nbs/00_data.ipynb #ae0920aa
+# %% ../nbs/00_data.ipynb #9b427097
 def _json_lines(path):
     "Yield (line, row, problem) for each line that is not blank."
     with open(path, 'rb') as f:
@@ -48,7 +48,8 @@ def _json_lines(path):
             line = line.removeprefix(b'\xef\xbb\xbf').strip()
             if not line: continue
             try: yield n, json.loads(line.decode()), None
-            except ValueError as e: yield n, None, f'is not JSON: {e}, found {_found(line.decode(errors="replace"))}'
+            except ValueError as e:
+                yield n, None, f'is not JSON: {getattr(e, "msg", e)}, found {_found(line.decode(errors="replace"))}'
 
 def _json_list(path):
     "Yield (line, row, problem) for each entry of a file that is one JSON list."
@@ -179,7 +180,7 @@ _stanford = (f'{_task}{_more}. {_write}### Input:\n{{input}}\n\n### Response:', 
 
 templates = {'alpaca': tuple(t + '\n' for t in _stanford), 'stanford': _stanford}  # name: (with input, without)
 
-# %% ../nbs/00_data.ipynb #042ffe2b
+# %% ../nbs/00_data.ipynb #89e8e3a4
 def make_prompt(
     row, # a dict with `instruction` and, perhaps, `input`
     template:str='alpaca', # a key of `templates`, or 'chat': the tokenizer's own chat template
@@ -191,7 +192,7 @@ def make_prompt(
         if not getattr(tokenizer, 'chat_template', None): raise ValueError('template: the tokenizer has none for chat')
         turn = dict(role='user', content=f"{text}\n\n{row['input']}" if has_input else text)
         return tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-    if template not in templates: raise ValueError(f'template must be one of {[*templates, "chat"]}, found {template!r}')
+    if template not in templates: raise ValueError(f'template must be in {[*templates, "chat"]}, found {template!r}')
     return templates[template][0 if has_input else 1].format(instruction=text, input=row.get('input'))
 
 # %% ../nbs/00_data.ipynb #3ee1212f
@@ -376,7 +377,7 @@ def _choose(length, first, size, long):
     counts = dict(n_cut=too_long & keep, n_too_long_dropped=left_out, n_no_target_dropped=~has_target)
     return keep, {k: int(v.sum()) for k, v in counts.items()}
 
-# %% ../nbs/00_data.ipynb #0253ff0b
+# %% ../nbs/00_data.ipynb #c90821ec
 def pack(
     examples, # from `encode` or `encode_rows`: `input_ids`, `n_prompt`, perhaps `row_id`
     max_seq_len:int, # places in a block
@@ -386,7 +387,7 @@ def pack(
     pad_id:int=0, # stands in the places left over; no document sees it
     path=None, # a new folder to write the blocks to, for more than memory holds
 ) -> Dataset: # blocks: `input_ids`, `labels`, `position_ids`, each `[max_seq_len]`, and `row_ids`
-    "Pack examples into blocks by best fit, each whole in one. What is cut or left out: a warning, and in `block_facts`."
+    "Pack examples by best fit, each whole in one block. What is cut or left out: a warning, and in `block_facts`."
     if not isinstance(max_seq_len, (int, np.integer)) or max_seq_len < 2:
         raise ValueError(f'max_seq_len must be a whole number from 2, found {max_seq_len!r}')
     values, where, n_prompt, row_ids = _documents(examples)
@@ -452,7 +453,7 @@ def plot_tokens(
     fig.legend(loc='outside upper center', ncols=3, frameon=False)
     return fig
 
-# %% ../nbs/00_data.ipynb #3d881391
+# %% ../nbs/00_data.ipynb #cff97fe5
 @torch.no_grad()
 def isolation_error(
     model, # a causal language model
@@ -462,7 +463,7 @@ def isolation_error(
     "Compare logits of packed documents with those of each alone: largest difference / largest logit."
     device = next(model.parameters()).device
     input_ids, position_ids = (batch[k].to(device) for k in ('input_ids', 'position_ids'))
-    packed = model(input_ids=input_ids, position_ids=position_ids, **(dict(use_cache=False) | kwargs)).logits
+    packed = model(**(dict(input_ids=input_ids, position_ids=position_ids, use_cache=False) | kwargs)).logits
     worst = 0.
     for ids, positions, logits in zip(input_ids, position_ids, packed):
         starts = (positions == 0).nonzero().flatten().tolist() + [len(ids)]
