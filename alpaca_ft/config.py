@@ -13,7 +13,7 @@ from types import UnionType
 
 from fastcore.basics import patch
 
-# %% ../nbs/appendix/config.ipynb #97e9cc37
+# %% ../nbs/appendix/config.ipynb #ac456959
 @dataclass
 class Config:
     "All that decides a run, in the article's names; a wrong value is refused by the name of its field."
@@ -27,7 +27,7 @@ class Config:
     batch_size: int = 8                  # blocks in a micro-batch
     gradient_accumulation_steps: int = 1 # micro-batches in a step
     epochs: int = 3                      # passes over the blocks
-    lr: float = 1e-3                     # learning rate at the top of the schedule
+    lr: float = 2e-3                     # learning rate at the top of the schedule
     mom: float = 0.9                     # Adam's first beta
     sqr_mom: float = 0.99                # Adam's second beta
     eps: float = 1e-5                    # Adam's eps
