@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_DIFFERENCE', 'data_hash', 'frozen_hash', 'run_identity', 'differences', 'write_whole', 'checkpoint_files',
-           'save_checkpoint', 'load_checkpoint', 'Checkpointer', 'finish_step_on_ctrl_c', 'check_finite', 'track']
+           'save_checkpoint', 'load_checkpoint', 'Checkpointer', 'finish_step_on_ctrl_c', 'check_finite', 'oom_advice',
+           'explain_oom', 'track']
 
 # %% ../nbs/appendix/checkpoint.ipynb #3f92a309
 import hashlib, json, math, os, signal, sys, threading, time, warnings
@@ -39,7 +40,7 @@ def frozen_hash(
         h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
-# %% ../nbs/appendix/checkpoint.ipynb #e0986914
+# %% ../nbs/appendix/checkpoint.ipynb #c0cffd34
 NO_DIFFERENCE = 'out', 'resume', 'dry_run' # fields of Config that may change between a run and its resumption
 
 def run_identity(
@@ -50,7 +51,8 @@ def run_identity(
     "All that decides a run besides the machine: config, frozen weights, shape of the trained ones, data."
     config = {f'config.{k}': v for k, v in asdict(cfg).items() if k not in NO_DIFFERENCE}
     trained = {f'model.trained.{n}': list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
-    return {**config, 'data.batches': len(train_dl), 'data.sha256': data_hash(train_dl.dataset),
+    order = {f'data.order.{k}': getattr(train_dl.sampler, k, None) for k in ('bs', 'seed', 'shuffle')}
+    return {**config, 'data.batches': len(train_dl), 'data.sha256': data_hash(train_dl.dataset), **order,
             'model.frozen': frozen_hash(model), **trained}
 
 # %% ../nbs/appendix/checkpoint.ipynb #39b3110c
@@ -81,13 +83,14 @@ def write_whole(
         try: os.fsync(folder)
         finally: os.close(folder)
 
-# %% ../nbs/appendix/checkpoint.ipynb #b7164020
+# %% ../nbs/appendix/checkpoint.ipynb #34bf4b31
 def checkpoint_files(
     out # the run's folder
 )->list: # paths, oldest first
     "List the finished checkpoints of a run."
     return sorted(Path(out, 'checkpoints').glob('step_*.pt'))
 
+# %% ../nbs/appendix/checkpoint.ipynb #818daa13
 def save_checkpoint(
     out, # the run's folder
     model, opt, # the trained weights and the optimizer's state are written
@@ -186,20 +189,55 @@ def check_finite(
     last = f'the last good checkpoint is {files[-1]}' if files else 'there is no checkpoint'
     raise FloatingPointError(f'step {step}: the {what} is {value}; {rows}; {last}')
 
-# %% ../nbs/appendix/checkpoint.ipynb #f36b9440
+# %% ../nbs/appendix/checkpoint.ipynb #337aa067
+def oom_advice(
+    hf_config, # of the model
+    cfg, # `Config` of the run that did not fit
+    device:str='cuda' # decides the precision that the ledger counts with
+)->str: # some lines of text
+    "Predict the memory of the run as configured, and of the same steps with smaller pieces."
+    from alpaca_ft.freeze import memory_ledger
+    kind = 'mixed' if cfg.precision == 'bf16' or (cfg.precision == 'auto' and device == 'cuda') else 'fp32'
+    def gb(bs=cfg.batch_size, ckpt=cfg.gradient_checkpointing, n_freeze=cfg.n_freeze):
+        d = memory_ledger(hf_config, n_freeze, bs, cfg.max_seq_len, cfg.freeze_embed, cfg.tied, checkpointing=ckpt, precision=kind)
+        return f'{d["total"] / 1e9:.2f} GB'
+    lines = [f'out of memory: batch_size={cfg.batch_size} x max_seq_len={cfg.max_seq_len} needs about {gb()} by the ledger']
+    if cfg.batch_size > 1:
+        half = cfg.batch_size // 2
+        lines.append(f'batch_size={half}, gradient_accumulation_steps={-(-cfg.batch_size * cfg.gradient_accumulation_steps // half)}: {gb(bs=half)}')
+    if not cfg.gradient_checkpointing: lines.append(f'gradient_checkpointing=True: {gb(ckpt=True)}')
+    if cfg.n_freeze < hf_config.num_hidden_layers: lines.append(f'n_freeze={cfg.n_freeze + 1}: {gb(n_freeze=cfg.n_freeze + 1)}')
+    return '\n  '.join(lines)
+
+# %% ../nbs/appendix/checkpoint.ipynb #465baaa6
+@contextmanager
+def explain_oom(
+    model, # the one that is trained
+    cfg # `Config`
+):
+    "Turn out-of-memory into a MemoryError that says what the ledger of lesson 01 suggests."
+    try: yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        ran_out = isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+        if not ran_out: raise
+        raise MemoryError(oom_advice(model.config, cfg, model.device.type)) from e
+
+# %% ../nbs/appendix/checkpoint.ipynb #3d235c96
+_given_up = [] # runs that failed
+
 def track(
     record:dict, # what to send
     timeout:float=30. # seconds after which a hanging tracker is given up
 )->bool: # was it sent?
     "Log to the active W&B run, if there is one; a tracker that fails or hangs is reported once and left alone."
     run = getattr(sys.modules.get('wandb'), 'run', None)
-    if run is None or getattr(run, '_alpaca_ft_off', False): return False
+    if run is None or any(run is r for r in _given_up): return False
     trouble = [f'no answer in {timeout:g} s']
     def send():
         try: run.log(record); trouble.clear()
         except Exception as e: trouble[:] = [f'{type(e).__name__}: {e}'] # any failure of a tracker: reported below
     thread = threading.Thread(target=send, daemon=True); thread.start(); thread.join(timeout)
     if trouble:
-        run._alpaca_ft_off = True
+        _given_up.append(run)
         warnings.warn(f'W&B stopped logging ({trouble[0]}): training goes on without it')
     return not trouble
