@@ -561,27 +561,29 @@ def _block_text(block, tokenizer):
         text, last = text + piece.replace('\n', '⏎'), kind
     return (text + (']]' if last == 'target' else '')).strip()
 
-# %% ../nbs/00_data.ipynb #0d816f25
+# %% ../nbs/00_data.ipynb #3a261c9d
+def _bundle(block, tokenizer):
+    "Both drawings, for Jupyter to choose from."
+    return {'text/html': _block_html(block, tokenizer), 'text/plain': _block_text(block, tokenizer)}
+
 def show_block(
     block, # one block: `blocks[3]`
     tokenizer, # the one that `encode` had
 ):
     "Draw a block as coloured tokens, or as plain text; point at a token to see its place, id and target."
     from IPython.display import display
-    display({'text/html': _block_html(block, tokenizer), 'text/plain': _block_text(block, tokenizer)}, raw=True)
+    display(_bundle(block, tokenizer), raw=True)
 
-# %% ../nbs/00_data.ipynb #46b699c1
+# %% ../nbs/00_data.ipynb #b2df4f89
 def browse_blocks(
     blocks:Dataset, # from `pack`
     tokenizer, # the one that `encode` had
-):
-    "A slider through the blocks; where no kernel runs, the picture of the first one."
+): # the slider
+    "Draw the first block, and a slider that changes it; where no kernel runs, the picture stays."
     from IPython.display import display
-    from ipywidgets import HTML, IntSlider, VBox
+    from ipywidgets import IntSlider
+    picture = display(_bundle(blocks[0], tokenizer), raw=True, display_id=True)
     slider = IntSlider(0, 0, len(blocks) - 1, description='block', continuous_update=False)
-    page = HTML(_block_html(blocks[0], tokenizer))
-    slider.observe(lambda change: setattr(page, 'value', _block_html(blocks[change['new']], tokenizer)), 'value')
-    box = VBox([slider, page])
-    still = {'text/html': _block_html(blocks[0], tokenizer), 'text/plain': _block_text(blocks[0], tokenizer)}
-    display(box._repr_mimebundle_() | still, raw=True)
-    return box
+    slider.observe(lambda change: picture.update(_bundle(blocks[change['new']], tokenizer), raw=True), 'value')
+    display(slider)
+    return slider
