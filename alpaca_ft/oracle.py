@@ -46,11 +46,11 @@ def decide(
 
 def _better(a, b): return 0 if a == b else 1 if a > b else 2
 
-# %% ../nbs/appendix/oracle.ipynb #05eb8984
+# %% ../nbs/appendix/oracle.ipynb #782388df
 def _message(content=None, **kw): return dict(role='assistant', content=content, **kw)
 
-def _call(arguments, name='make_choice', i=0):
-    return dict(id=f'call_{i}', type='function', function=dict(name=name, arguments=arguments))
+def _call(arguments, name='make_choice'):
+    return dict(id='call_0', type='function', function=dict(name=name, arguments=arguments))
 
 def _spoken(request, arguments, name='make_choice', tools=True):
     "The verdict in the form that was asked for: a tool call, the article's function call, or words."
@@ -65,7 +65,7 @@ WRONG_ANSWERS = dict(
     half_json=    lambda say, c: (say(_verdict(c)[:-5]), 'stop'),
     no_tool_call= lambda say, c: (_message('Both have their merits, I would say.'), 'stop'),
     wrong_tool=   lambda say, c: (_message(tool_calls=[_call(_verdict(c), 'get_weather')]), 'tool_calls'),
-    two_calls=    lambda say, c: (_message(tool_calls=[_call(_verdict(c)), _call(_verdict((c+1) % 3), i=1)]), 'tool_calls'),
+    two_calls=    lambda say, c: (_message(tool_calls=[_call(_verdict(c)), _call(_verdict((c+1) % 3))]), 'tool_calls'),
     refusal=      lambda say, c: (_message(refusal='I cannot help with that.'), 'stop'),
     cut_off=      lambda say, c: (say(_verdict(c)[:20]), 'length'),
     filtered=     lambda say, c: (_message(''), 'content_filter'),
@@ -102,7 +102,7 @@ def spoiled_body(
     raw = json.dumps(body).encode()
     return 'application/json', raw[:len(raw)//2] if fault == 'broken_json' else raw
 
-# %% ../nbs/appendix/oracle.ipynb #58c54938
+# %% ../nbs/appendix/oracle.ipynb #f23e3418
 def _reply(o, request, tries):
     "What this try of this request gets: its fault (None: none), its choice, and the good completion."
     rng = _draw(o.seed, 'fault', json.dumps(request, sort_keys=True), tries)
@@ -112,9 +112,10 @@ def _reply(o, request, tries):
     choice = decide(question, o.truth, o.position_bias, o.length_bias, o.noise, o.seed)
     say = lambda arguments: _spoken(request, arguments, tools=o.tools)
     if fault in WRONG_ANSWERS: return fault, choice, completion(request, *WRONG_ANSWERS[fault](say, choice))
-    return fault, choice, completion(request, say(_verdict(choice, f'By the truth, place {choice}.' if choice else 'Equal.')))
+    why = f'Answer {choice} is better.' if choice else 'They are equal.'
+    return fault, choice, completion(request, say(_verdict(choice, why)))
 
-# %% ../nbs/appendix/oracle.ipynb #e12be9cc
+# %% ../nbs/appendix/oracle.ipynb #8dddb420
 class _Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm, timeout = 'HTTP/1.1', True, 60
 
@@ -122,11 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status, raw, kind='application/json', cut=0, **headers):
         self.send_response(status)
-        for k, v in (headers | {'Content-Type': kind, 'Content-Length': len(raw)}).items(): self.send_header(k.replace('_', '-'), str(v))
+        headers |= {'Content-Type': kind, 'Content-Length': len(raw)}
+        for k, v in headers.items(): self.send_header(k.replace('_', '-'), str(v))
         self.end_headers(); self.wfile.write(raw[:len(raw)-cut] if cut else raw)
         self.close_connection |= bool(cut)
 
-    def fail(self, status, text, **headers): self.send(status, json.dumps(dict(error=dict(message=text, code=status))).encode(), **headers)
+    def fail(self, status, text, **headers):
+        self.send(status, json.dumps(dict(error=dict(message=text, code=status))).encode(), **headers)
 
     def do_POST(self):
         o = self.server.oracle; text = self.rfile.read(int(self.headers['Content-Length']))
@@ -151,11 +154,12 @@ class _Handler(BaseHTTPRequestHandler):
         else: kind, raw = 'application/json', json.dumps(body).encode()
         self.send(200, raw, kind, cut=9 if fault == 'cut_body' else 0)
 
+# %% ../nbs/appendix/oracle.ipynb #234d19ef
 class _Server(ThreadingHTTPServer):
     daemon_threads, block_on_close, request_queue_size = True, False, 128
     def handle_error(self, request, client_address): pass  # a client that went away is no news
 
-# %% ../nbs/appendix/oracle.ipynb #ca17965d
+# %% ../nbs/appendix/oracle.ipynb #72a8d2e6
 def _check(truth, dials, faults, fault_rate):
     if not callable(truth): raise TypeError(f'truth is {truth!r}: expected a function of instruction and answer')
     wrong = [f for f in faults if f not in FAULTS]
@@ -164,6 +168,7 @@ def _check(truth, dials, faults, fault_rate):
     if sum(map(abs, dials)) > 1 or min(dials[1:]) < 0:
         raise ValueError(f'position_bias, length_bias, noise are {dials}: expected shares that add up to at most 1')
 
+# %% ../nbs/appendix/oracle.ipynb #3a19cc6d
 @contextmanager
 def oracle_server(
     truth,             # function of instruction and answer: how good is it (a bool or a number)?
@@ -183,9 +188,10 @@ def oracle_server(
     _check(truth, (position_bias, length_bias, noise), faults, fault_rate)
     server = _Server(('127.0.0.1', 0), _Handler)
     o = server.oracle = SimpleNamespace(
-        truth=truth, position_bias=position_bias, length_bias=length_bias, noise=noise, faults=tuple(faults), fault_rate=fault_rate,
-        tools=tools, answer=answer, retry_after=retry_after, hang=hang, delay=delay, seed=seed, log=[], tries={},
-        lock=threading.Lock(), closing=threading.Event(), base_url=f'http://127.0.0.1:{server.server_port}/v1')
+        truth=truth, position_bias=position_bias, length_bias=length_bias, noise=noise, faults=tuple(faults),
+        fault_rate=fault_rate, tools=tools, answer=answer, retry_after=retry_after, hang=hang, delay=delay,
+        seed=seed, log=[], tries={}, lock=threading.Lock(), closing=threading.Event(),
+        base_url=f'http://127.0.0.1:{server.server_port}/v1')
     threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
     try: yield o
     finally: o.closing.set(); server.shutdown(); server.server_close()
