@@ -7,8 +7,8 @@ __all__ = ['eval_mode', 'evaluate', 'next_probs', 'draw', 'gen_settings', 'left_
            'append_records', 'log_table', 'prompt_table', 'read_table', 'leaks', 'exact_match', 'stop_rates',
            'validate', 'steps_html', 'browse_steps', 'text_dl']
 
-# %% ../nbs/03_validate.ipynb #8e0c6a81
-import html, json, math, os, re, sys
+# %% ../nbs/03_validate.ipynb #5434bb32
+import html, inspect, json, math, os, re, sys
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +35,10 @@ def eval_mode(
     finally:
         for m, training in modes: m.training = training
 
-# %% ../nbs/03_validate.ipynb #1050a13f
+# %% ../nbs/03_validate.ipynb #440cd37f
 def _bar(desc, progress, things=None, total=None):
     "A progress bar that shows up where it takes longer than two seconds, and leaves nothing behind."
-    return tqdm(things, desc, total, leave=False, delay=2, **({} if progress else dict(disable=True)))
+    return tqdm(things, desc, total, leave=False, delay=2, disable=not progress or 'TQDM_DISABLE' in os.environ)
 
 def evaluate(
     model, # a causal language model, or the upper part of one for batches with `hidden`
@@ -127,12 +127,16 @@ def shared_heads(
     head = lambda g: os.path.commonprefix([ids[i][:-1] for i in g]) if len(g) > 1 else []
     return [dict(head=head(g), rows=sorted(g, key=lambda i: -len(ids[i])), cache=None) for g in groups]
 
-# %% ../nbs/03_validate.ipynb #ffc095a1
+# %% ../nbs/03_validate.ipynb #05b58489
+def _cache_name(model):
+    "What this version of transformers calls the argument for the KV cache."
+    return 'cache' if 'cache' in inspect.signature(model.forward).parameters else 'past_key_values'
+
 def _forward(model, s, x, position_ids):
     "Run `x` after what is in the cache; the logits of the last place are kept in `s`."
     d = model.device
-    out = model(input_ids=x.to(d), attention_mask=s.mask.to(d), position_ids=position_ids.to(d), past_key_values=s.cache,
-                use_cache=True, logits_to_keep=1)
+    out = model(input_ids=x.to(d), attention_mask=s.mask.to(d), position_ids=position_ids.to(d), use_cache=True,
+                logits_to_keep=1, **{_cache_name(model): s.cache})
     s.logits, s.pos = out.logits[:, -1].float().cpu(), position_ids[:, -1:]
     return s
 
@@ -143,14 +147,15 @@ def _read(model, ids, queue, n):
     if not g['rows']: queue.pop(0)
     if n_head and g['cache'] is None:
         g['cache'] = DynamicCache()
-        model(input_ids=torch.tensor([g['head']], device=model.device), past_key_values=g['cache'], use_cache=True, logits_to_keep=1)
+        head = torch.tensor([g['head']], device=model.device)
+        model(input_ids=head, use_cache=True, logits_to_keep=1, **{_cache_name(model): g['cache']})
     cache = DynamicCache()
     for i, l in enumerate(g['cache'].layers if n_head else []):
         cache.update(l.keys.expand(len(rows), -1, -1, -1), l.values.expand(len(rows), -1, -1, -1), i)
     x, mask, position_ids = left_pad([ids[i][n_head:] for i in rows], n_head)
     return _forward(model, SimpleNamespace(rows=rows, cache=cache, mask=mask), x, position_ids)
 
-# %% ../nbs/03_validate.ipynb #be537a80
+# %% ../nbs/03_validate.ipynb #465c08b1
 def _stack(a, b, dim):
     "One tensor on top of the other, the shorter padded on the left of `dim`."
     size = max(a.shape[dim], b.shape[dim])
@@ -170,7 +175,7 @@ def _step(model, s, tokens, keep):
     if not keep: return
     if len(keep) < len(s.rows):
         k = torch.tensor(keep)
-        s.cache.batch_select_indices(k.to(model.device))
+        s.cache.reorder_cache(k)
         s.rows, s.mask, s.pos, tokens = [s.rows[j] for j in keep], s.mask[k], s.pos[k], tokens[k]
     s.mask = F.pad(s.mask, (0, 1), value=1)
     return _forward(model, s, tokens[:, None], s.pos + 1)
@@ -187,7 +192,7 @@ def _choose(s, settings, dice):
     u = torch.stack([torch.rand((), generator=dice[i], dtype=torch.float64) for i in s.rows])
     return draw(next_probs(s.logits, settings['temperature'], settings['top_p']), u)
 
-# %% ../nbs/03_validate.ipynb #db3c1454
+# %% ../nbs/03_validate.ipynb #2cd46ada
 def _prompt_ids(model, tokenizer, prompts, template):
     "Ids of each prompt, and how many tokens have room after it."
     for i, p in enumerate(prompts):
@@ -197,7 +202,8 @@ def _prompt_ids(model, tokenizer, prompts, template):
     for i, (p, r) in enumerate(zip(prompts, ids)):
         if not r: raise ValueError(f'prompts[{i}] ({p[:50]!r}) has no tokens')
         if len(r) >= limit:
-            raise ValueError(f'prompts[{i}] ({p[:50]!r}...) has {len(r)} tokens: the model has {limit} places, and an answer needs one')
+            raise ValueError(f'prompts[{i}] ({p[:50]!r}...) has {len(r)} tokens: the model has {limit} places, '
+                             'and an answer needs one')
     return ids, [limit - len(r) for r in ids]
 
 def _eos_ids(model, tokenizer):
@@ -222,7 +228,7 @@ def _answer_all(model, ids, room, bs, settings, eos, bar):
         s = _step(model, s, tokens, keep)
     return answers, stopped
 
-# %% ../nbs/03_validate.ipynb #7b203c8f
+# %% ../nbs/03_validate.ipynb #e767b159
 def generate(
     model, # a causal language model of the Llama kind
     tokenizer, # its tokenizer
@@ -237,13 +243,14 @@ def generate(
     precision:str='auto', # as in `fit`
     progress:bool=True # show a bar where it takes longer than two seconds
 )->list: # new text only, in the order of the prompts; with `with_stop` tuples (text, ended by EOS?)
-    "Answer all prompts: longest first, left-padded, a free seat is given to the next. ValueError names a prompt without room."
+    "Answer all prompts: longest first, left-padded, a free seat to the next. ValueError names a prompt without room."
     if isinstance(prompts, str): raise TypeError(f'prompts is one text ({prompts[:40]!r}): expected a list')
     if not isinstance(bs, int) or bs < 1: raise ValueError(f'bs={bs!r}: expected a whole number from 1')
     settings, prompts = gen_settings(model, max_new_tokens, temperature, top_p, seed), list(prompts)
     ids, room = _prompt_ids(model, tokenizer, prompts, template)
     room, eos = [min(n, settings['max_new_tokens']) for n in room], _eos_ids(model, tokenizer)
-    with eval_mode(model), torch.inference_mode(), autocast_for(model, precision), _bar('generate', progress, total=len(ids)) as bar:
+    with (eval_mode(model), torch.inference_mode(), autocast_for(model, precision),
+          _bar('generate', progress, total=len(ids)) as bar):
         answers, stopped = _answer_all(model, ids, room, bs, settings, eos, bar)
     texts = [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
     return list(zip(texts, stopped)) if with_stop else texts
@@ -268,13 +275,14 @@ def log_table(
     data = wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in records])
     return track({key: data, 'train/global_step': records[0]['step']})
 
-# %% ../nbs/03_validate.ipynb #846def30
+# %% ../nbs/03_validate.ipynb #f92cf9a8
 def prompt_table(
     model, tokenizer, # who answers
     rows, # with instruction and perhaps input and output; or prompts, as texts
     step:int=0, # of the training
     out=None, # a JSON-lines file that the records are added to
-    max_new_tokens:int|None=None, temperature:float|None=None, top_p:float|None=None, seed:int|None=None, # None: the model's own
+    max_new_tokens:int|None=None, # this and the next three as in `gen_settings`: None is the model's own
+    temperature:float|None=None, top_p:float|None=None, seed:int|None=None,
     template:str='alpaca', # as in `make_prompt`
     **kwargs # further arguments of `generate`
 )->list: # records: prompt, generation, concat, reference, step, stopped, and the settings that were used
@@ -283,13 +291,14 @@ def prompt_table(
     prompts = [r if isinstance(r, str) else make_prompt(r, template, tokenizer) for r in rows]
     settings = gen_settings(model, max_new_tokens, temperature, top_p, seed)
     answers = generate(model, tokenizer, prompts, template=template, with_stop=True, **settings, **kwargs)
-    records = [dict(prompt=p, generation=text, concat=p + text, reference=None if isinstance(r, str) else r.get('output'),
-                    step=step, stopped=stopped, **settings) for r, p, (text, stopped) in zip(rows, prompts, answers)]
+    references = [None if isinstance(r, str) else r.get('output') for r in rows]
+    records = [dict(prompt=p, generation=text, concat=p + text, reference=ref, step=step, stopped=stopped, **settings)
+               for p, (text, stopped), ref in zip(prompts, answers, references)]
     if out: append_records(out, records)
     log_table(records)
     return records
 
-# %% ../nbs/03_validate.ipynb #881cab84
+# %% ../nbs/03_validate.ipynb #214722c2
 def read_table(
     path # file that `prompt_table` wrote
 )->list: # records in the order of steps; a step written twice (a resumed run) counts once, as written last
@@ -299,17 +308,18 @@ def read_table(
     for n, line in enumerate(Path(path).read_text(encoding='utf-8').split('\n'), 1):
         if not line.strip(): continue
         try: r = json.loads(line); last[r['step'], r['prompt']] = r
-        except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{path}, line {n}: no record of prompt_table ({e!r})') from e
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f'{path}, line {n}: no record of prompt_table ({e!r})') from e
     return sorted(last.values(), key=lambda r: r['step'])
 
-# %% ../nbs/03_validate.ipynb #845b2265
+# %% ../nbs/03_validate.ipynb #f9ed2e2e
 def _words(row): return tuple(re.findall(r'\w+', f"{row['instruction']} {row.get('input') or ''}".lower()))
 
 def leaks(
     train, # rows
     eval # held-out rows
 )->list: # dicts: eval and train (row numbers), same (equal to the letter, or in its words only?)
-    "Find held-out rows whose instruction and input stand in train as well, whatever their capitals, spaces and punctuation."
+    "Find held-out rows whose words stand in train as well, whatever their capitals, spaces and punctuation."
     seen = {_words(r): (j, r) for j, r in enumerate(train)}
     found = [(i, *seen[w], r) for i, r in enumerate(eval) if (w := _words(r)) in seen]
     key = lambda r: (r['instruction'], r.get('input') or '')
@@ -345,7 +355,7 @@ def stop_rates(
     ids = tokenizer(list(references), add_special_tokens=False)['input_ids']
     return res | dict(reference_truncated=sum(len(i) > max_new_tokens for i in ids) / len(ids))
 
-# %% ../nbs/03_validate.ipynb #19691704
+# %% ../nbs/03_validate.ipynb #4583e921
 def validate(
     model, # as it is now
     step:int, # of the training
@@ -357,17 +367,18 @@ def validate(
     progress:bool=True, # show bars
     **kwargs # settings for `prompt_table`: max_new_tokens, temperature, ...
 )->dict: # eval_loss, eval_perplexity, eval_accuracy, eval_n_targets, eval_eos_rate, eval_exact_match
-    "Evaluate, answer some held-out rows, log both: what `fit` calls as `validate(model, step)`, the rest filled in by `partial`."
+    "Evaluate, answer some held-out rows, log both: `fit` calls it as `validate(model, step)`, the rest filled in."
     figures = {f'eval_{k}': v for k, v in evaluate(model, eval_dl, precision, progress).items()}
     samples = [rows[i] for i in range(min(n_eval_samples, len(rows)))]
     if samples:
         records = prompt_table(model, tokenizer, samples, step, out, precision=precision, progress=progress, **kwargs)
         figures['eval_eos_rate'] = stop_rates(r['stopped'] for r in records)['eos_rate']
-        if score: figures['eval_exact_match'] = exact_match(samples, [r['generation'] for r in records], score)['all']['rate']
+        texts = [r['generation'] for r in records]
+        if score: figures['eval_exact_match'] = exact_match(samples, texts, score)['all']['rate']
     track(figures | {'train/global_step': step})
     return figures
 
-# %% ../nbs/03_validate.ipynb #b5510c86
+# %% ../nbs/03_validate.ipynb #2fa44066
 def steps_html(
     records, # of `prompt_table`, of several steps
     n_steps:int=4, # steps to show, the first and last among them
@@ -375,7 +386,7 @@ def steps_html(
 )->str: # an HTML table: a row a prompt, a column a step, and the reference
     "Lay the answers to one prompt at several steps side by side, escaped."
     steps = sorted({r['step'] for r in records})
-    if len(steps) > n_steps: steps = [steps[round(i * (len(steps) - 1) / (n_steps - 1))] for i in range(n_steps)] if n_steps > 1 else steps[-1:]
+    if len(steps) > n_steps: steps = [steps[round(i * (len(steps) - 1) / max(n_steps - 1, 1))] for i in range(n_steps)]
     cell = {(r['prompt'], r['step']): r for r in records}
     esc = lambda text: html.escape(str(text or '')).replace('\n', '<br>')
     lines = ['<tr><th>prompt</th>' + ''.join(f'<th>step {s}</th>' for s in steps) + '<th>reference</th></tr>']
@@ -384,21 +395,24 @@ def steps_html(
         asked = p.split('### Instruction:\n')[-1].split('\n\n### Response:')[0].replace('\n\n### Input:\n', '\n')
         answers = [esc(r.get('generation')) + ('' if r.get('stopped', True) else ' <b>[cut off]</b>') for r in found]
         reference = next((r['reference'] for r in found if r), None)
-        lines.append('<tr style="vertical-align:top;text-align:left">' + ''.join(f'<td>{c}</td>' for c in [esc(asked), *answers, esc(reference)]) + '</tr>')
+        cells = ''.join(f'<td>{c}</td>' for c in [esc(asked), *answers, esc(reference)])
+        lines.append(f'<tr style="vertical-align:top;text-align:left">{cells}</tr>')
     return '<table>' + ''.join(lines) + '</table>'
 
-# %% ../nbs/03_validate.ipynb #9d91b02a
+# %% ../nbs/03_validate.ipynb #b98330e4
 def browse_steps(
     records # of `prompt_table`, of several steps
 ): # a widget; the static form is `steps_html`
     "Go from step to step of one prompt with arrows, as in the article's table."
     import ipywidgets as W
     prompts, steps = list(dict.fromkeys(r['prompt'] for r in records)), sorted({r['step'] for r in records})
-    which = W.Dropdown(options=[(p.split('### Instruction:\n')[-1][:60].replace('\n', ' '), p) for p in prompts], description='prompt')
+    label = lambda p: p.split('### Instruction:\n')[-1][:60].replace('\n', ' ')
+    which = W.Dropdown(options=[(label(p), p) for p in prompts], description='prompt')
     step = W.SelectionSlider(options=steps, description='step')
     left, right, view = W.Button(icon='arrow-left'), W.Button(icon='arrow-right'), W.HTML()
     def move(by): step.value = steps[max(0, min(len(steps) - 1, steps.index(step.value) + by))]
-    def draw_it(_=None): view.value = steps_html([r for r in records if r['prompt'] == which.value and r['step'] == step.value])
+    def draw_it(_=None):
+        view.value = steps_html([r for r in records if r['prompt'] == which.value and r['step'] == step.value])
     left.on_click(lambda _: move(-1)); right.on_click(lambda _: move(1))
     for w in (which, step): w.observe(draw_it, 'value')
     draw_it()
