@@ -116,7 +116,7 @@ def _check_dataset(ds, name, columns):
         ds = ds.remove_columns('input')
     return ds.add_column('input', inputs)
 
-# %% ../nbs/00_data.ipynb #6bc5fdba
+# %% ../nbs/00_data.ipynb #9627af55
 def _open_folder(path, split):
     "Rows from a folder that `datasets` wrote."
     try: ds = load_from_disk(str(path))
@@ -131,6 +131,7 @@ def _open_hub(name, split):
     except (OSError, ValueError) as e:
         raise FileNotFoundError(f'rows: {name!r} is no file or folder here, and as a hub id: {e}') from e
 
+# %% ../nbs/00_data.ipynb #d598727f
 def load_rows(
     source, # a .json or .jsonl file, a folder written by `datasets`, a hub id, a list of dicts, or a Dataset
     columns:dict=None, # our names to yours, where they differ: {'instruction': 'question', 'output': 'answer'}
@@ -324,7 +325,7 @@ def best_fit(
         if room: blocks_with[room].append(b); rooms |= 1 << room
     return block
 
-# %% ../nbs/00_data.ipynb #3e8c6704
+# %% ../nbs/00_data.ipynb #b9dde64e
 def _documents(examples):
     "Arrays of ids; for each example (array, start, stop) `[n, 3]`; prompt lengths or None; row numbers."
     if isinstance(examples, Dataset):
@@ -337,7 +338,7 @@ def _documents(examples):
         values, stops = [np.fromiter(chain(*ids), dtype=np.int32)], [np.cumsum([0] + [len(i) for i in ids])]
         column = lambda k: np.array([e[k] for e in examples]) if all(k in e for e in examples) else None
     where = [np.stack([np.full(len(s) - 1, i), s[:-1], s[1:]], 1) for i, s in enumerate(stops)]
-    where = np.concatenate(where).astype(np.int64) if where else np.empty((0, 3), dtype=np.int64)
+    where = np.concatenate([np.empty((0, 3), dtype=np.int64), *where])
     row_ids = column('row_id')
     return values, where, column('n_prompt'), np.arange(len(where)) if row_ids is None else row_ids
 
