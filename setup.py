@@ -9,8 +9,9 @@ config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 extras = {k.removesuffix('_requirements'): shlex.split(cfg[k]) for k in cfg if k.endswith('_requirements')}
-# On a package index the README's relative links would lead nowhere
-readme = re.sub(r'\]\((?!\w+:|#)', f"]({cfg['git_url']}/blob/{cfg['branch']}/", (here/'README.md').read_text('utf-8'))
+# On a package index the README's relative links would lead nowhere; pictures need the file itself, not its page
+def absolute(m): return f"{m[1]}({cfg['git_url']}/{'raw' if m[1][0] == '!' else 'blob'}/{cfg['branch']}/"
+readme = re.sub(r'(!?\[[^\]]*\])\((?!\w+:|#)', absolute, (here/'README.md').read_text('utf-8'))
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
