@@ -9,7 +9,7 @@ Compared are printed text, tables and Markdown, and that pictures and widgets ar
 the tolerance (relative, or two units of the last digit printed). Times (`3.2 s`, `5 times as fast`) are not compared. A cell may say
 `#| varies` (another output each time: not compared) or `#| tolerance: 0.1`.
 """
-import argparse, difflib, hashlib, html, itertools, re, subprocess, sys, time
+import argparse, difflib, hashlib, html, itertools, os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +22,7 @@ directive = re.compile(r'\s*#\s*\|\s*(\w+)\s*:?\s*(.*)')
 number = re.compile(r'(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?', re.I)
 duration = re.compile(r'[\d.,]+\s*(?:µs|us|ms|s|sec|seconds?|min|minutes?|h|hours?)\b(?!/)|\d+:\d\d(?::\d\d)?'
                       r'|[\d.,]+\s*(?:times|x|×)\s*(?:as\s*)?(?:fast|slow|long)(?:er)?\b')
+os.environ.pop('MPLBACKEND', None)  # a kernel then draws into the notebook
 ansi = re.compile(r'\x1b\[[\d;]*m')
 texts = ('text/markdown', 'text/html', 'text/latex', 'text/plain')  # the first that an output has is compared
 
