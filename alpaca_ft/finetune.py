@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'FIGURES', 'GROUPS', 'check_out', 'get_rows', 'get_blocks', 'ask_all_rows', 'measure', 'judge_answers',
            'curves', 'show_figure', 'figures_table', 'answers_table', 'verdict_lines', 'report_page', 'plan', 'tracked',
-           'prepare', 'validator', 'side_by_side', 'finetune', 'make_parser', 'main', 'summary']
+           'prepare', 'validator', 'side_by_side', 'finetune', 'run', 'make_parser', 'main', 'summary']
 
 # %% ../nbs/appendix/finetune.ipynb #1c503dff
 import argparse, base64, io, json, sys, time, warnings
@@ -222,7 +222,7 @@ def _write_json(path, x):
     from alpaca_ft.checkpoint import write_whole
     write_whole(path, lambda f: f.write((json.dumps(x, indent=1) + '\n').encode()))
 
-# %% ../nbs/appendix/finetune.ipynb #af381bbc
+# %% ../nbs/appendix/finetune.ipynb #cc0ad93a
 def _before(cfg, out, *args):
     "What the model did before tuning: measured once, kept for a resumed run"
     if cfg.resume and (out/'before.json').exists(): return json.loads((out/'before.json').read_text())
@@ -234,7 +234,7 @@ def _finish(cfg, out, model, tokenizer, report, generations, history):
     from alpaca_ft.checkpoint import write_whole
     from alpaca_ft.loop import save_model
     flat = {f'{k} {when}': report[when][k] for when in ('before', 'after') for k in ('exact_match', 'loss', 'accuracy')}
-    save_model(model, tokenizer, out/'model', cfg=cfg, figures=flat)
+    save_model(model, tokenizer, out/'model', cfg=cfg, figures=flat, log=cfg.log_model)
     lines = ''.join(json.dumps(g) + '\n' for g in generations)
     write_whole(out/'generations.jsonl', lambda f: f.write(lines.encode()))
     write_whole(out/'report.html', lambda f: f.write(report_page(report, generations, history).encode()))
@@ -258,7 +258,7 @@ def tracked(
     import wandb
     with wandb.init(project=cfg.wandb_project, mode=cfg.wandb_mode, config=asdict(cfg), dir=cfg.out): yield
 
-# %% ../nbs/appendix/finetune.ipynb #7d4a5f23
+# %% ../nbs/appendix/finetune.ipynb #6dfc44e5
 def prepare(
     cfg # `Config`
 ): # namespace: model, tokenizer, train, held, known, blocks, train_dl, eval_dl, asked (rows to answer), params
@@ -299,15 +299,23 @@ def finetune(
     cfg # `Config`
 ): # the report: before, after, judge, seconds, config; None after a dry run
     "Tune a model on instructions, from rows to a judged answer; the report and the model are written into `cfg.out`"
-    from alpaca_ft.loop import fit
     t, out = time.perf_counter(), check_out(cfg)
     r = prepare(cfg); print(plan(cfg, r.model, len(r.train), len(r.held), r.blocks))
     if cfg.dry_run: return None
     _same_run(cfg, out)
+    with tracked(cfg): return run(cfg, r, out, t)
+
+def run(
+    cfg, r, # `Config`, and what `prepare` gave
+    out, # the run's folder
+    t # when it began, by `time.perf_counter`
+): # the report
+    "Measure, tune, measure again, judge, and write all of it down"
+    from alpaca_ft.loop import fit
     args = r.model, r.tokenizer, r.eval_dl, r.asked, r.known
     before, old = _before(cfg, out, *args)
     t_fit = time.perf_counter()
-    with tracked(cfg): history = fit(r.model, r.train_dl, cfg, out=out, validate=validator(cfg, r, out), resume=cfg.resume)
+    history = fit(r.model, r.train_dl, cfg, out=out, validate=validator(cfg, r, out), resume=cfg.resume)
     t_fit = time.perf_counter() - t_fit
     after, new = measure(*args, cfg)
     judged = judge_answers(r.asked, old, new, r.known, cfg, out)
