@@ -67,7 +67,7 @@ def _check_type(name, v, kind):
     if not ok: raise TypeError(f'{name}={v!r}: expected {expected}, found {type(v).__name__}')
     if isinstance(v, float) and not math.isfinite(v): raise ValueError(f'{name}={v!r}: expected a finite number')
 
-# %% ../nbs/appendix/config.ipynb #7ca4d9a0
+# %% ../nbs/appendix/config.ipynb #7b2df4f9
 def _at_least(n): return (lambda v: v >= n), f'at least {n}'
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(map(repr, names))
 _positive = (lambda v: v > 0), 'more than 0'
@@ -75,12 +75,14 @@ _share = (lambda v: 0 <= v < 1), 'at least 0 and less than 1'
 _text = (lambda v: v.strip() != ''), 'a name, not an empty one'
 
 _LIMITS = dict(
-    model_id=_text, rows=_text, judge_model=_text, judge_url=_text, template=_text, out=_text, n_rows=_at_least(2), max_seq_len=_at_least(2), batch_size=_at_least(1),
-    gradient_accumulation_steps=_at_least(1), epochs=_at_least(1), lr=_positive, mom=_share, sqr_mom=_share, eps=_positive,
-    weight_decay=_at_least(0), warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'),
-    n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'), n_eval=_at_least(1), n_eval_samples=_at_least(0),
-    eval_every=_at_least(1), max_new_tokens=_at_least(1), temperature=_at_least(0), n_judge=_at_least(0), seed=_at_least(0),
-    top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'), wandb_mode=_one_of('disabled', 'offline', 'online'))
+    model_id=_text, rows=_text, judge_model=_text, judge_url=_text, template=_text, out=_text, n_rows=_at_least(2),
+    max_seq_len=_at_least(2), batch_size=_at_least(1), gradient_accumulation_steps=_at_least(1),
+    epochs=_at_least(1), lr=_positive, mom=_share, sqr_mom=_share, eps=_positive, weight_decay=_at_least(0),
+    warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'), n_freeze=_at_least(0),
+    tied=_one_of('untie', 'train', 'freeze'), n_eval=_at_least(1), n_eval_samples=_at_least(0),
+    eval_every=_at_least(1), max_new_tokens=_at_least(1), temperature=_at_least(0), n_judge=_at_least(0),
+    seed=_at_least(0), top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
+    wandb_mode=_one_of('disabled', 'offline', 'online'))
 
 # %% ../nbs/appendix/config.ipynb #4e687667
 @patch
@@ -125,10 +127,11 @@ def load(cls:Config,
     try: return cls(**d)
     except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
 
-# %% ../nbs/appendix/config.ipynb #0e622d50
+# %% ../nbs/appendix/config.ipynb #10fbd518
 PRESETS = dict(
     tiny=dict(n_rows=4000),
-    smol=dict(model_id='HuggingFaceTB/SmolLM2-135M', rows='vicgalle/alpaca-gpt4', n_rows=4000, max_seq_len=1024, batch_size=2,
+    smol=dict(model_id='HuggingFaceTB/SmolLM2-135M', rows='vicgalle/alpaca-gpt4', n_rows=4000, max_seq_len=1024,
+        batch_size=2,
         gradient_accumulation_steps=4, lr=2e-4, n_freeze=22, max_new_tokens=256, out='runs/smol'),
     llama2_7b=dict(model_id='meta-llama/Llama-2-7b-hf', rows='vicgalle/alpaca-gpt4', max_seq_len=1024, batch_size=8,
         gradient_accumulation_steps=4, lr=2e-4, n_freeze=24, n_eval=1000, max_new_tokens=256, n_judge=250,
@@ -145,9 +148,10 @@ def preset(cls:Config,
     _check_names(overrides, f'preset {name!r}')
     return cls(**{**PRESETS[name], **overrides})
 
-# %% ../nbs/appendix/config.ipynb #55eae2e3
+# %% ../nbs/appendix/config.ipynb #7c68be28
 @patch
 def _repr_markdown_(self:Config):
     "Fields that differ from the defaults."
-    rows = [f'| {f.name} | `{getattr(self, f.name)!r}` | `{f.default!r}` |' for f in fields(self) if getattr(self, f.name) != f.default]
+    rows = [f'| {f.name} | `{getattr(self, f.name)!r}` | `{f.default!r}` |' for f in fields(self) if getattr(self,
+        f.name) != f.default]
     return '\n'.join(['| field | value | default |', '|---|---|---|', *(rows or ['| (all) | as the default | |'])])
