@@ -7,8 +7,8 @@ __all__ = ['STYLE', 'FIGURES', 'GROUPS', 'check_out', 'get_rows', 'get_blocks', 
            'curves', 'show_figure', 'figures_table', 'answers_table', 'verdict_lines', 'report_page', 'plan', 'tracked',
            'prepare', 'validator', 'side_by_side', 'finetune', 'run', 'make_parser', 'main', 'summary']
 
-# %% ../nbs/appendix/finetune.ipynb #1c503dff
-import argparse, base64, io, json, sys, time, warnings
+# %% ../nbs/appendix/finetune.ipynb #e320f746
+import argparse, base64, io, json, os, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
@@ -258,7 +258,7 @@ def tracked(
     import wandb
     with wandb.init(project=cfg.wandb_project, mode=cfg.wandb_mode, config=asdict(cfg), dir=cfg.out): yield
 
-# %% ../nbs/appendix/finetune.ipynb #6dfc44e5
+# %% ../nbs/appendix/finetune.ipynb #f822352e
 def prepare(
     cfg # `Config`
 ): # namespace: model, tokenizer, train, held, known, blocks, train_dl, eval_dl, asked (rows to answer), params
@@ -315,7 +315,8 @@ def run(
     args = r.model, r.tokenizer, r.eval_dl, r.asked, r.known
     before, old = _before(cfg, out, *args)
     t_fit = time.perf_counter()
-    history = fit(r.model, r.train_dl, cfg, out=out, validate=validator(cfg, r, out), resume=cfg.resume)
+    history = fit(r.model, r.train_dl, cfg, out=out, validate=validator(cfg, r, out), resume=cfg.resume,
+                  progress='TQDM_DISABLE' not in os.environ)
     t_fit = time.perf_counter() - t_fit
     after, new = measure(*args, cfg)
     judged = judge_answers(r.asked, old, new, r.known, cfg, out)
@@ -324,7 +325,7 @@ def run(
     _finish(cfg, out, r.model, r.tokenizer, report, side_by_side(r.asked, old, new, r.known), history)
     return report
 
-# %% ../nbs/appendix/finetune.ipynb #d6139962
+# %% ../nbs/appendix/finetune.ipynb #c3550215
 GROUPS = {
     'rows': 'rows n_rows n_eval columns template mask_prompt max_seq_len',
     'model': 'model_id n_freeze freeze_embed tied precision gradient_checkpointing',
@@ -359,6 +360,7 @@ def main(
 ): # 0: done, 1: a mistake of the user's, 130: interrupted
     "Run the command `alpaca_ft`"
     given = vars(make_parser().parse_args(argv))
+    if not sys.stderr.isatty(): os.environ.setdefault('TQDM_DISABLE', '1') # read when tqdm is imported, which is later
     warnings.formatwarning = lambda message, *args, **kwargs: f'alpaca_ft: {message}\n'
     try:
         cfg = Config.preset(given.pop('preset'), **given); report = finetune(cfg)
