@@ -108,7 +108,7 @@ def judge_answers(
             verdicts = ask(model='small-world-oracle', base_url=oracle.base_url, api_key='none')
     return win_rates(verdicts) | dict(judge=cfg.judge_model or 'small-world-oracle', verdicts=verdicts)
 
-# %% ../nbs/appendix/finetune.ipynb #f17e5662
+# %% ../nbs/appendix/finetune.ipynb #fd5d1663
 STYLE = '''
 :root { color-scheme: light dark; --line: #8884; --good: #2a9d55; --bad: #c0453a }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -117,7 +117,7 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bo
 td { white-space: pre-wrap; overflow-wrap: anywhere }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .right { border-left: 3px solid var(--good) } .wrong { border-left: 3px solid var(--bad) }
-img { max-width: 100%; background: white } details { margin: 1rem 0 }
+img { max-width: 100%; background: white } details { margin: 1rem 0 } .wide { table-layout: fixed }
 @media (max-width: 40rem) { table.wide, .wide tbody, .wide tr, .wide td { display: block } .wide tr:first-child { display: none } }
 '''
 
