@@ -40,7 +40,7 @@ def frozen_hash(
         h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
-# %% ../nbs/appendix/checkpoint.ipynb #c0cffd34
+# %% ../nbs/appendix/checkpoint.ipynb #fc28e4b2
 NO_DIFFERENCE = 'out', 'resume', 'dry_run' # fields of Config that may change between a run and its resumption
 
 def run_identity(
@@ -51,8 +51,9 @@ def run_identity(
     "All that decides a run besides the machine: config, frozen weights, shape of the trained ones, data."
     config = {f'config.{k}': v for k, v in asdict(cfg).items() if k not in NO_DIFFERENCE}
     trained = {f'model.trained.{n}': list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
-    order = {f'data.order.{k}': getattr(train_dl.sampler, k, None) for k in ('bs', 'seed', 'shuffle')}
-    return {**config, 'data.batches': len(train_dl), 'data.sha256': data_hash(train_dl.dataset), **order,
+    order = {f'data.order.{k}': getattr(getattr(train_dl, 'sampler', None), k, None) for k in ('bs', 'seed', 'shuffle')}
+    return {**config, 'data.batches': len(train_dl), 'data.sha256': data_hash(getattr(train_dl, 'dataset', train_dl)),
+        **order,
             'model.frozen': frozen_hash(model), **trained}
 
 # %% ../nbs/appendix/checkpoint.ipynb #39b3110c
@@ -66,12 +67,12 @@ def differences(
     return [f'{k}: {there.get(k, gone)} there, {here.get(k, gone)} here' for k in keys
             if json.dumps(there.get(k, gone)) != json.dumps(here.get(k, gone))]
 
-# %% ../nbs/appendix/checkpoint.ipynb #faa7e896
+# %% ../nbs/appendix/checkpoint.ipynb #eb6ed08d
 def write_whole(
     path, # where the file shall stand
     write # called with the open binary file
 ):
-    "Write a file so that, whenever the power fails, `path` is the old file or the new one: temporary name, fsync, rename."
+    "Write a file so that at any instant `path` is the old one or the new one: temporary name, fsync, rename."
     path = Path(path); tmp = path.with_name(f'.tmp-{os.getpid()}-{path.name}')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,7 +91,7 @@ def checkpoint_files(
     "List the finished checkpoints of a run."
     return sorted(Path(out, 'checkpoints').glob('step_*.pt'))
 
-# %% ../nbs/appendix/checkpoint.ipynb #818daa13
+# %% ../nbs/appendix/checkpoint.ipynb #ea8c142f
 def save_checkpoint(
     out, # the run's folder
     model, opt, # the trained weights and the optimizer's state are written
@@ -100,13 +101,14 @@ def save_checkpoint(
 ):
     "Write the state after `len(history)` steps; drop the oldest beyond `keep` and what a killed writer left."
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    state = dict(version=1, step=len(history), weights=weights, opt=opt.state_dict(), history=list(history), identity=identity)
+    state = dict(version=1, step=len(history), weights=weights, opt=opt.state_dict(), history=list(history),
+        identity=identity)
     path = Path(out, 'checkpoints', f'step_{len(history):08d}.pt')
     write_whole(path, lambda f: torch.save(state, f))
     for old in checkpoint_files(out)[:-keep]: old.unlink()
     for left in path.parent.glob('.tmp-*'): left.unlink(missing_ok=True)
 
-# %% ../nbs/appendix/checkpoint.ipynb #0bc1bea4
+# %% ../nbs/appendix/checkpoint.ipynb #3119b732
 def load_checkpoint(
     out, # the run's folder
     model, opt, # filled in place
@@ -115,7 +117,8 @@ def load_checkpoint(
     "Read the newest checkpoint that can be read; ValueError with the differences where it is of another run."
     for path in reversed(checkpoint_files(out)):
         try: state = torch.load(path, map_location='cpu', weights_only=True)
-        except (RuntimeError, EOFError, OSError) as e: warnings.warn(f'{path.name} cannot be read ({e}): trying the one before')
+        except (RuntimeError, EOFError, OSError) as e:
+            warnings.warn(f'{path.name} cannot be read ({e}): trying the one before')
         else: break
     else: return []
     if diff := differences(state['identity'], identity):
@@ -126,7 +129,7 @@ def load_checkpoint(
     opt.load_state_dict(state['opt'])
     return state['history']
 
-# %% ../nbs/appendix/checkpoint.ipynb #9d0a0e8b
+# %% ../nbs/appendix/checkpoint.ipynb #c072c0cc
 class Checkpointer:
     "The checkpoints of one run: read at the start, written as often as costs little."
     def __init__(self,
@@ -144,7 +147,8 @@ class Checkpointer:
         if self.out is None: return []
         if resume: return load_checkpoint(self.out, self.model, self.opt, self.identity)
         if found := checkpoint_files(self.out):
-            raise ValueError(f'out={str(self.out)!r} holds a run ({found[-1].name}): pass resume=True to go on with it, or another folder')
+            where = f'out={str(self.out)!r} holds a run ({found[-1].name})'
+            raise ValueError(f'{where}: pass resume=True to go on with it, or another folder')
         return []
     def after_step(self,
         history, # as long as steps were taken
@@ -173,7 +177,7 @@ def finish_step_on_ctrl_c(
     try: yield asked
     finally: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/appendix/checkpoint.ipynb #d4a40fa0
+# %% ../nbs/appendix/checkpoint.ipynb #72688c88
 def check_finite(
     value:float, # loss or norm of the gradient
     what:str, # its name
@@ -184,12 +188,12 @@ def check_finite(
     "Raise FloatingPointError that names step and rows, before the optimizer has touched a weight."
     if math.isfinite(value): return
     ids = sorted({int(i) for b in batches for block in b.get('row_ids', []) for i in block})
-    rows = f'rows {ids[:50]}{" and more" if len(ids) > 50 else ""}' if ids else 'rows unknown (the blocks have no row_ids)'
+    rows = f'rows {ids[:50]}' + ' and more' * (len(ids) > 50) if ids else 'rows unknown (the blocks have no row_ids)'
     files = checkpoint_files(out) if out else []
     last = f'the last good checkpoint is {files[-1]}' if files else 'there is no checkpoint'
     raise FloatingPointError(f'step {step}: the {what} is {value}; {rows}; {last}')
 
-# %% ../nbs/appendix/checkpoint.ipynb #337aa067
+# %% ../nbs/appendix/checkpoint.ipynb #e1936ecb
 def oom_advice(
     hf_config, # of the model
     cfg, # `Config` of the run that did not fit
@@ -199,14 +203,17 @@ def oom_advice(
     from alpaca_ft.freeze import memory_ledger
     kind = 'mixed' if cfg.precision == 'bf16' or (cfg.precision == 'auto' and device == 'cuda') else 'fp32'
     def gb(bs=cfg.batch_size, ckpt=cfg.gradient_checkpointing, n_freeze=cfg.n_freeze):
-        d = memory_ledger(hf_config, n_freeze, bs, cfg.max_seq_len, cfg.freeze_embed, cfg.tied, checkpointing=ckpt, precision=kind)
+        d = memory_ledger(hf_config, n_freeze, bs, cfg.max_seq_len, cfg.freeze_embed, cfg.tied, checkpointing=ckpt,
+            precision=kind)
         return f'{d["total"] / 1e9:.2f} GB'
-    lines = [f'out of memory: batch_size={cfg.batch_size} x max_seq_len={cfg.max_seq_len} needs about {gb()} by the ledger']
+    lines = [f'out of memory: batch_size={cfg.batch_size} x max_seq_len={cfg.max_seq_len} needs {gb()} by the ledger']
     if cfg.batch_size > 1:
         half = cfg.batch_size // 2
-        lines.append(f'batch_size={half}, gradient_accumulation_steps={-(-cfg.batch_size * cfg.gradient_accumulation_steps // half)}: {gb(bs=half)}')
+        more = -(-cfg.batch_size * cfg.gradient_accumulation_steps // half)
+        lines.append(f'batch_size={half}, gradient_accumulation_steps={more}: {gb(bs=half)}')
     if not cfg.gradient_checkpointing: lines.append(f'gradient_checkpointing=True: {gb(ckpt=True)}')
-    if cfg.n_freeze < hf_config.num_hidden_layers: lines.append(f'n_freeze={cfg.n_freeze + 1}: {gb(n_freeze=cfg.n_freeze + 1)}')
+    if cfg.n_freeze < hf_config.num_hidden_layers:
+        lines.append(f'n_freeze={cfg.n_freeze + 1}: {gb(n_freeze=cfg.n_freeze + 1)}')
     return '\n  '.join(lines)
 
 # %% ../nbs/appendix/checkpoint.ipynb #465baaa6

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpointer, check_finite, explain_oom, finish_step_on_ctrl_c, track
 from .config import Config
 
-# %% ../nbs/02_loop.ipynb #98500902
+# %% ../nbs/02_loop.ipynb #3a795a3d
 class HeadLoss(torch.autograd.Function):
-    "Summed cross-entropy of `h @ w.T`, chunk by chunk: full logits are never kept, gradients are made on the way forward."
+    "Summed cross-entropy of `h @ w.T`, chunk by chunk; full logits are never kept, gradients are made going forward."
     @staticmethod
     def forward(ctx, h, w, y, chunk, dtype):
         need_h, need_w = ctx.needs_input_grad[:2]
@@ -62,7 +62,7 @@ def head_loss(
     if not torch.is_grad_enabled(): h, w = h.detach(), w.detach()
     return HeadLoss.apply(h, w, y, chunk, dtype)
 
-# %% ../nbs/02_loop.ipynb #c798c9aa
+# %% ../nbs/02_loop.ipynb #1906df99
 def plain_head(
     model # causal language model
 )->torch.nn.Linear: # its head
@@ -71,7 +71,8 @@ def plain_head(
     if type(head) is not torch.nn.Linear or head.bias is not None:
         raise TypeError(f'the head is {head}: expected a plain torch.nn.Linear without bias')
     for name in ('final_logit_softcapping', 'logits_scaling', 'logit_scale'):
-        if getattr(model.config, name, None) not in (None, 1, 1.): raise ValueError(f'{name} in the model config: such logits are not supported')
+        if getattr(model.config, name, None) not in (None, 1, 1.):
+            raise ValueError(f'{name} in the model config: such logits are not supported')
     return head
 
 # %% ../nbs/02_loop.ipynb #faae3e55
@@ -124,7 +125,7 @@ def count_steps(
     per_epoch = math.ceil(n_batches / cfg.gradient_accumulation_steps)
     return per_epoch, per_epoch * cfg.epochs
 
-# %% ../nbs/02_loop.ipynb #7abac56d
+# %% ../nbs/02_loop.ipynb #a6319212
 def open_epoch(
     train_dl, # as in `step_batches`
     epoch:int, # counted from 0
@@ -137,7 +138,7 @@ def open_epoch(
         sampler.epoch, sampler.start = epoch, start
         return iter(train_dl)
     if isinstance(sampler, torch.utils.data.RandomSampler) and sampler.generator is None:
-        raise ValueError('train_dl shuffles without a generator: give its DataLoader one, so that the order can be repeated')
+        raise ValueError('train_dl shuffles without a generator: its order could not be repeated, so give it one')
     for o in (train_dl, sampler):
         if getattr(o, 'generator', None) is not None: o.generator.manual_seed(seed + epoch)
     return islice(iter(train_dl), start, None)
@@ -163,27 +164,28 @@ def scale_grads(
     "Multiply all gradients in place."
     torch._foreach_mul_([p.grad for p in params], factor)
 
-# %% ../nbs/02_loop.ipynb #ae6cfc86
+# %% ../nbs/02_loop.ipynb #4b64dbb8
 def check_grads(
     model # after a backward pass
 ):
     "RuntimeError that names every trained parameter which the gradient did not reach."
     lost = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if lost: raise RuntimeError(f'no gradient reached {len(lost)} trained parameters (reentrant checkpointing? an unused part?): {lost[:5]}')
+    if lost:
+        raise RuntimeError(f'no gradient reached {len(lost)} trained parameters (reentrant checkpointing?): {lost[:5]}')
 
-# %% ../nbs/02_loop.ipynb #ca00c84e
+# %% ../nbs/02_loop.ipynb #d1874d67
 def lr_factor(
     step:int, # steps taken before this one
     n_steps:int, # steps in all
     warmup:float=0.1 # share of them in which the rate rises
 )->float: # what to multiply the top rate by, more than 0 in every step taken
-    "Rise in equal parts to 1 at the last step of the warm-up, then fall as a cosine that is 0 just after the last step."
+    "Rise in equal parts to 1 at the warm-up's last step, then fall as a cosine that is 0 just after the last step."
     n_warm = max(round(warmup * n_steps), 1 if warmup else 0)
     if step >= n_steps: return 0.
     if step < n_warm: return (step + 1) / n_warm
     return 0.5 * (1 + math.cos(math.pi * (step - n_warm) / (n_steps - n_warm)))
 
-# %% ../nbs/02_loop.ipynb #a35c8c92
+# %% ../nbs/02_loop.ipynb #4be77494
 def make_opt(
     model, # its trained parameters
     cfg:Config
@@ -193,19 +195,22 @@ def make_opt(
     if not params: raise ValueError('nothing to train: every parameter of the model is frozen')
     groups = [dict(params=[p for p in params if p.ndim > 1], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.ndim < 2], weight_decay=0.)]
-    return torch.optim.AdamW([g for g in groups if g['params']], lr=cfg.lr, betas=(cfg.mom, cfg.sqr_mom), eps=cfg.eps, fused=True)
+    return torch.optim.AdamW([g for g in groups if g['params']], lr=cfg.lr, betas=(cfg.mom, cfg.sqr_mom), eps=cfg.eps,
+        fused=True)
 
-# %% ../nbs/02_loop.ipynb #047a130e
+# %% ../nbs/02_loop.ipynb #de352b71
 def autocast_for(
     model, # decides the device
     precision:str='auto' # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it
 ): # context manager for the forward pass
     "Switch bf16 autocast on where it is asked for; ValueError for a model of mixed dtypes without it."
     kind = model.device.type
-    on = precision == 'bf16' or precision == 'auto' and kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-    if on: return torch.autocast(kind, dtype=torch.bfloat16)
+    has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == 'bf16' or (precision == 'auto' and has_bf16): return torch.autocast(kind, dtype=torch.bfloat16)
     dtypes = {str(p.dtype) for p in model.parameters()}
-    if len(dtypes) > 1: raise ValueError(f'precision={precision!r} on {kind} means no autocast, but the parameters are {sorted(dtypes)}: load in one dtype')
+    if len(dtypes) > 1:
+        found = ' and '.join(sorted(dtypes))
+        raise ValueError(f'precision={precision!r}: no autocast on {kind}, but weights in {found}: load in one dtype')
     return nullcontext()
 
 # %% ../nbs/02_loop.ipynb #b24cc400
@@ -254,7 +259,7 @@ def eval_record(
     keep = {k: v for k, v in (figures or {}).items() if isinstance(v, (bool, int, float, str))}
     return {k if k.startswith('eval_') else f'eval_{k}': v for k, v in keep.items()}
 
-# %% ../nbs/02_loop.ipynb #ceec0f79
+# %% ../nbs/02_loop.ipynb #afa6b011
 def fit(
     model, # frozen already; its trained parameters change
     train_dl, # yields batches that `lm_loss` takes
@@ -265,7 +270,7 @@ def fit(
     save_every:int=None, # steps between checkpoints; None: as often as costs little
     progress:bool=True # show a bar
 )->History: # one record a step
-    "Train: for each step, sum the loss over its micro-batches, divide the gradient once by all their targets, clip, step."
+    "Train: for each step, sum the loss over its micro-batches, divide the gradient once by all targets, clip, step."
     params = [p for p in model.parameters() if p.requires_grad]
     _, n_steps = count_steps(len(train_dl), cfg)
     opt = make_opt(model, cfg)
@@ -279,7 +284,8 @@ def fit(
             torch.manual_seed(cfg.seed + step)
             for group in opt.param_groups: group['lr'] = cfg.lr * lr_factor(step - 1, n_steps, cfg.warmup)
             for batch in batches:
-                with autocast_for(model, cfg.precision): loss, n_targets, n_right = lm_loss(model, to_device(batch, model.device))
+                with autocast_for(model, cfg.precision):
+                    loss, n_targets, n_right = lm_loss(model, to_device(batch, model.device))
                 check_finite(loss.item(), 'loss', step, [batch], out)
                 loss.backward()
                 total.add(n_right, n_targets, loss.item())
@@ -289,25 +295,26 @@ def fit(
             check_finite(grad_norm, 'norm of the gradient', step, batches, out)
             if total.n_targets: opt.step()
             opt.zero_grad()
-            record = dict(step=step, epoch=epoch, loss=total.loss(), accuracy=total.compute(), lr=opt.param_groups[0]['lr'],
-                grad_norm=grad_norm, n_targets=total.n_targets, n_tokens=sum(b['labels'].numel() for b in batches))
+            record = dict(step=step, epoch=epoch, loss=total.loss(), accuracy=total.compute(), grad_norm=grad_norm,
+                lr=group['lr'], n_targets=total.n_targets, n_tokens=sum(b['labels'].numel() for b in batches))
             history.append(record | dict(seconds=time.perf_counter() - since))
             report(history[-1], bar)
             due = validate and (step == n_steps or (step % cfg.eval_every == 0 if cfg.eval_every else ends_epoch))
             if due: history[-1] |= eval_record(validate(model, step)); model.train()
-            saver.after_step(history, force=due or step == n_steps or bool(stop))
-            if stop: raise KeyboardInterrupt(f'step {step} of {n_steps} is done and saved in {out}: resume=True goes on')
+            stopping = bool(stop)
+            saver.after_step(history, force=due or step == n_steps or stopping)
+            if stopping: raise KeyboardInterrupt(f'step {step} of {n_steps} is saved in {out}: resume=True goes on')
             since = time.perf_counter()
     model.eval()
     return history
 
-# %% ../nbs/02_loop.ipynb #f62d1e88
+# %% ../nbs/02_loop.ipynb #5bd7c329
 def try_worst(
     model, # as for `fit`; its weights stay as they are
     train_dl, # one batch is read
     cfg:Config # decides the precision
 )->dict: # seconds; peak_bytes (GPU memory, None elsewhere)
-    "Do one forward and backward with a target at every position, beside Adam's two numbers a weight; MemoryError if it does not fit."
+    "Do one forward and backward with a target everywhere, beside Adam's state; MemoryError if it does not fit."
     batch = to_device(next(iter(train_dl)), model.device)
     batch |= dict(labels=torch.zeros_like(batch['labels']))
     params, on_gpu = [p for p in model.parameters() if p.requires_grad], model.device.type == 'cuda'
@@ -318,7 +325,8 @@ def try_worst(
         with autocast_for(model, cfg.precision): loss, *_ = lm_loss(model.train(), batch)
         loss.backward()
     model.zero_grad(); del adam
-    return dict(seconds=time.perf_counter() - start, peak_bytes=torch.cuda.max_memory_allocated(model.device) if on_gpu else None)
+    return dict(seconds=time.perf_counter() - start,
+        peak_bytes=torch.cuda.max_memory_allocated(model.device) if on_gpu else None)
 
 # %% ../nbs/02_loop.ipynb #6f6158ab
 def widest_dtype(
@@ -345,7 +353,7 @@ def write_weights(
     hf_config = json.loads(file.read_text()) | dict(dtype=str(dtype).removeprefix('torch.'), use_cache=True)
     file.write_text(json.dumps(hf_config, indent=2) + '\n')
 
-# %% ../nbs/02_loop.ipynb #536fba48
+# %% ../nbs/02_loop.ipynb #dab1b22c
 def model_card(
     name:str, # of the model
     cfg:Config=None, # as in `save_model`
@@ -355,11 +363,15 @@ def model_card(
 )->str: # Markdown with the hub's header
     "Write the model's card: base, data, configuration, figures, licence."
     base = cfg.model_id if cfg else 'not stated'
+    data = data or (cfg.rows if cfg else None) or 'the small world of alpaca_ft'
     rows = [f'| {k} | {v} |' for k, v in (figures or {}).items()]
-    lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation', 'tags: [alpaca_ft, instruction-tuning]', '---', f'# {name}', '',
-        f'Instruction-tuned with alpaca_ft from `{base}`.', '', f'- Data: {data or (cfg.rows if cfg else None) or "the small world of alpaca_ft"}',
+    lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation',
+        'tags: [alpaca_ft, instruction-tuning]', '---', f'# {name}', '',
+        f'Instruction-tuned with alpaca_ft from `{base}`.', '', f'- Data: {data}',
         f'- Licence: {license}', '', '## Figures', '', '| | |', '|---|---|', *(rows or ['| none | stated |'])]
-    if cfg: lines += ['', '## Configuration', '', '| field | value |', '|---|---|', *(f'| {k} | {v!r} |' for k, v in vars(cfg).items())]
+    if cfg:
+        lines += ['', '## Configuration', '', '| field | value |', '|---|---|',
+            *(f'| {k} | {v!r} |' for k, v in vars(cfg).items())]
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/02_loop.ipynb #715ae77b
