@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from .config import Config, PRESETS
 
-# %% ../nbs/appendix/finetune.ipynb #bdff578b
+# %% ../nbs/appendix/finetune.ipynb #263cf357
 def check_out(
     cfg # `Config`
 ): # the run's folder
@@ -25,7 +25,7 @@ def check_out(
     if out.exists() and not out.is_dir(): raise ValueError(f'out={cfg.out!r} is a file: a folder is expected')
     if not out.exists() or not any(out.iterdir()) or cfg.resume or cfg.dry_run: return out
     what = 'a run' if (out/'config.json').exists() else f'other files, as {min(p.name for p in out.iterdir())}'
-    raise ValueError(f'out={cfg.out!r} holds {what} already: give another out, or resume the run that stands there')
+    raise ValueError(f'out={cfg.out!r} holds {what} already: choose another folder (--out), or go on with the run there (--resume)')
 
 # %% ../nbs/appendix/finetune.ipynb #b1ee5e67
 def get_rows(
