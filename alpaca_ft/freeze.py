@@ -287,7 +287,7 @@ def _check_sizes(bs, max_seq_len, n_targets, precision, optimizer):
     for name, value, known in (('precision', precision, BYTES), ('optimizer', optimizer, OPTIMIZERS)):
         if value not in known: raise ValueError(f'{name}={value!r}: expected one of {", ".join(known)}')
 
-# %% ../nbs/01_freeze.ipynb #c6e23453
+# %% ../nbs/01_freeze.ipynb #9bc2f134
 def memory_ledger(
     hf_config,            # the model's configuration, as `AutoConfig.from_pretrained` gives it
     n_freeze,             # frozen layers
@@ -304,13 +304,10 @@ def memory_ledger(
     trunk=True,           # frozen weights on the device? False: their output was computed before (`cache_trunk`)
     chunk=256,            # targets that meet the head at a time, where fused
 ):                        # dict of bytes, a part each, and their `total`
-    """Predict the memory of a training step, part by part, from the configuration alone (bytes).
+    """Predict the memory of a training step (bytes), part by part, from the configuration alone.
 
-    Parts: weights (`frozen`, `trained`), `gradients`, `optimizer`, `casts`, `activations`, `logits`, `workspace`.
-
-    Activations and logits are what autograd keeps for backward, casts autocast's bf16 copies of trained matrices,
-    workspace what lives for a moment: around the head, or while one layer is computed again. Gradients are counted
-    whole, as from the second micro-batch of a step on. Raises TypeError or ValueError."""
+    `activations` and `logits` are what autograd keeps for backward, `casts` autocast's copies of trained matrices,
+    `workspace` what lives for a moment. Gradients count whole. Raises TypeError or ValueError."""
     _check_sizes(bs, max_seq_len, n_targets, precision, optimizer)
     c, n = _shape(hf_config), _counts(hf_config, n_freeze, freeze_embed, tied)
     (frozen, w, act), mixed, n_tok = BYTES[precision], precision == 'mixed', bs*max_seq_len
@@ -351,7 +348,7 @@ def flops_ledger(
     again = checkpointing*(n_trained + n_passed)*(linear + attention - 2*n_tok*c.d*c.f)
     return dict(forward=forward, backward=backward, recomputed=again, total=forward + backward + again)
 
-# %% ../nbs/01_freeze.ipynb #48bef415
+# %% ../nbs/01_freeze.ipynb #fa718327
 GPUS = {'T4 16 GB': (16, 65e12), '4090 24 GB': (24, 165e12), 'A100 40 GB': (40, 312e12), 'A100 80 GB': (80, 312e12),
         'H100 80 GB': (80, 989e12)}   # GiB, operations a second
 USABLE, SPEED = 0.92, 0.4             # shares: of the memory that tensors can have, of the peak speed that is reached
@@ -374,6 +371,7 @@ def largest_batch(
     while bs <= most and memory_ledger(hf_config, n_freeze, bs, max_seq_len, **kwargs)['total'] <= room: bs *= 2
     return bs//2
 
+# %% ../nbs/01_freeze.ipynb #2a7cda73
 def hours(
     hf_config,         # the model's configuration
     n_freeze,          # frozen layers
