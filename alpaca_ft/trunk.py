@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .checkpoint import data_hash, differences, frozen_hash
 from .freeze import _check_n_freeze
 
-# %% ../nbs/appendix/trunk.ipynb #4a5136d4
+# %% ../nbs/appendix/trunk.ipynb #b9bcf53e
 def _part(model, layers, config):
     "A copy of `model` (or its decoder) that shares all modules but holds these layers only"
     part = copy.copy(model)
@@ -39,7 +39,8 @@ def split_trunk(
     lower = [*model.model.embed_tokens.parameters(), *layers[:n].parameters()]
     if any(p.requires_grad for p in lower):
         raise ValueError(f'the embedding and the first {n} layers must be frozen: call freeze(model, {n}) first')
-    if getattr(model.config, 'attention_dropout', 0): raise ValueError('attention_dropout is not 0: the trunk would differ each time')
+    if getattr(model.config, 'attention_dropout', 0):
+        raise ValueError('attention_dropout is not 0: the trunk would differ each time')
     trunk = _part(model.model, layers[:n], _cut_config(model.config, 0, n))
     trunk.norm = nn.Identity()
     upper = _part(model, None, _cut_config(model.config, n, len(layers)))
@@ -69,7 +70,7 @@ def _open_cache(path, blocks, key):
     hidden = torch.from_file(str(path/'hidden.bin'), size=n[0]*n[1]*n[2], dtype=dtype).view(n)
     return CachedBlocks(blocks.remove_columns('input_ids'), hidden)
 
-# %% ../nbs/appendix/trunk.ipynb #dc487921
+# %% ../nbs/appendix/trunk.ipynb #33c7db12
 def _check_room(path, key):
     "Say the size of the cache (bytes); OSError where the disk cannot hold it"
     n = key['shape'][0]*key['shape'][1]*key['shape'][2]*getattr(torch, key['dtype'].removeprefix('torch.')).itemsize
@@ -85,9 +86,9 @@ def _check_exact(model, trunk, upper, batch):
     got = upper(inputs_embeds=hidden, position_ids=position_ids, use_cache=False).logits
     want = model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
     if not torch.allclose(got, want, rtol=0, atol=1e-5*want.abs().max().item()):
-        raise ValueError(f'{model.config.model_type}: a model cut at {len(trunk.layers)} layers gives other logits than whole')
+        raise ValueError(f'{model.config.model_type}: cut at {len(trunk.layers)} layers, the model gives other logits')
 
-# %% ../nbs/appendix/trunk.ipynb #35f4b54e
+# %% ../nbs/appendix/trunk.ipynb #f808a272
 @torch.no_grad()
 def cache_trunk(
     model,          # a model from `freeze`
@@ -96,7 +97,7 @@ def cache_trunk(
     path,           # folder of the cache; used again where it is the same one
     bs=8,           # blocks at a time
     progress=True,  # show a bar?
-):                  # `CachedBlocks`: `hidden` [max_seq_len, hidden_size] in the trunk's dtype, labels, position_ids, row_ids
+):                  # `CachedBlocks`, with `hidden` [max_seq_len, hidden_size] in the trunk's dtype
     """Run the frozen part over all blocks, once, and keep its output in a memory-mapped file.
 
     The folder appears whole or not at all. Raises ValueError for a trunk that is not frozen, or a folder that is the
