@@ -406,7 +406,7 @@ def save_model(
     if push_to_hub: upload(path, push_to_hub)
     return path
 
-# %% ../nbs/02_loop.ipynb #f79b59c5
+# %% ../nbs/02_loop.ipynb #03195b25
 def log_model(
     path # folder that `save_model` wrote
 ):
@@ -414,7 +414,7 @@ def log_model(
     import wandb
     if wandb.run is None: raise ValueError('log=True needs an active W&B run: call wandb.init first')
     artifact = wandb.Artifact(Path(path).name, type='model')
-    artifact.add_dir(str(path))
+    for f in sorted(Path(path).iterdir()): artifact.add_file(str(f))
     wandb.run.log_artifact(artifact)
 
 def upload(
