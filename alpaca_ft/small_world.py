@@ -6,10 +6,11 @@
 __all__ = ['PEOPLE', 'PETS', 'PLACES', 'COLOURS', 'ANIMALS', 'JOBS', 'OBJECTS', 'KINDS', 'UNCOUNTABLE', 'IRREGULAR', 'VERBS',
            'OPPOSITES', 'FEELINGS', 'NUMBERS', 'ORDINALS', 'SALT', 'WORDS', 'FOODS', 'COUNTABLE', 'KIND_OF', 'PLOTS',
            'OPENINGS', 'WORDINGS', 'FAMILIES', 'FACTS', 'Q', 'T', 'A', 'MARKS', 'CARD_WEIGHTS', 'TEMPLATE_WORDS',
-           'SCHOOL', 'NOUNS', 'SHARES', 'ALPACA_WORDS', 'a', 'plural', 'cap', 'part', 'story', 'expand', 'exercise',
-           'card', 'polite_form', 'school', 'title', 'prose', 'facts', 'echo', 'documents', 'train_tokenizer',
-           'new_model', 'token_stream', 'own_prompt', 'first_answer', 'score', 'make_rows', 'answer_accuracy',
-           'text_loss', 'check_up', 'pretrain', 'join_tuned', 'model_path']
+           'SCHOOL', 'NOUNS', 'SHARES', 'ALPACA_WORDS', 'a', 'plural', 'cap', 'part', 'story', 'add_wordings', 'expand',
+           'exercise', 'card', 'polite_form', 'school', 'title', 'prose', 'headed', 'facts', 'echo', 'documents',
+           'train_tokenizer', 'new_model', 'token_stream', 'own_prompt', 'first_answer', 'score', 'make_rows',
+           'answer_accuracy', 'text_loss', 'check_up', 'pretrain', 'full_instruction', 'oracle_server', 'join_tuned',
+           'model_path']
 
 # %% ../nbs/appendix/small_world.ipynb #52abc6b6
 import itertools, json, math, os, random, re, shutil, tempfile, time, zlib
@@ -150,7 +151,7 @@ def _sentence(rng, split, kinds=None):
     name, x = _pair(rng, split, PLACES)
     return name, base, third, past, f' {kind} {x}'
 
-# %% ../nbs/appendix/small_world.ipynb #9eec7a26
+# %% ../nbs/appendix/small_world.ipynb #58d697b5
 def _past(rng, split):
     n, base, third, past, rest = _sentence(rng, split)
     return {}, f'{n} {third}{rest}.', f'{n} {past}{rest}.'
@@ -173,11 +174,11 @@ def _pick(rng, split):
     ws = _words(rng, split, rng.randint(3, 5)); i = rng.randrange(len(ws))
     return dict(ord=ORDINALS[i]), ', '.join(ws), f'The {ORDINALS[i]} word is {ws[i]}.'
 def _reverse(rng, split):
-    ws = _words(rng, split, rng.randint(2, 4))
+    ws = _words(rng, split, rng.randint(2, 3))
     return {}, ', '.join(ws), ', '.join(ws[::-1])
 def _alphabetical(rng, split):
     while True:
-        ws = _words(rng, split, rng.randint(2, 4))
+        ws = _words(rng, split, rng.randint(2, 3))
         if len({w[0] for w in ws}) == len(ws): return {}, ', '.join(ws), ', '.join(sorted(ws))
 def _odd(rng, split):
     def make():
@@ -189,7 +190,7 @@ def _odd(rng, split):
     ws, odd = _draw(rng, split, make)
     return {}, ', '.join(ws), f'The odd one out is {odd}.'
 def _repeat(rng, split):
-    if rng.random() < .5: text = ', '.join(_words(rng, split, rng.randint(3, 5)))
+    if rng.random() < .5: text = ', '.join(_words(rng, split, rng.randint(2, 4)))
     else:
         n, base, third, past, rest = _sentence(rng, split); text = f'{n} {third}{rest}.'
     return {}, text, text
@@ -283,88 +284,165 @@ def story(
     fill = dict(p=pet, n=rng.choice(PEOPLE), c=rng.choice([c for c in COLOURS if c != 'orange']), o=rng.choice(OBJECTS), l=rng.choice(PLACES), f=rng.choice(FOODS))
     return rng.choice(OPENINGS).format(y=y, p=pet) + ' ' + rng.choice(PLOTS).format(**fill)
 
-# %% ../nbs/appendix/small_world.ipynb #c97a2358
-WORDINGS = {
-'past': (['(Put|Write|Rewrite) the sentence in the past tense.', '(Change|Turn|Move) the sentence (to|into) the past tense.', 'Make the sentence past tense.',
-          'Say it in the past tense.', 'Write this as if it happened yesterday.', 'Tell it in the past.', 'Use the past tense.', 'Write the past tense of this sentence.'],
-         ['Give me the past tense of the sentence.', 'Convert the sentence to past tense.', 'Say this sentence in the past.']),
-'negative': (['Make the sentence negative.', '(Write|Put) the sentence in the negative.', 'Turn the sentence into a negative (one|sentence).', 'Rewrite the sentence with not.',
-              'Say that it is not so.', 'Say it with not.', 'Change the sentence so that it is negative.', 'Write the negative of this sentence.', 'Add not to the sentence.'],
-             ['Convert the sentence to the negative.', 'Add the word not.', 'Give me the negative of the sentence.']),
-'question': (['(Turn|Change|Make) the sentence into a question.', 'Convert the sentence (to|into) a question.', 'Ask it as a question.', 'Write a question from the sentence.',
-              'Rewrite the sentence as a question.', 'Make a question (out of|from) the sentence.', 'Make this a question.', 'Use the sentence to ask a question.'],
-             ['Put the sentence as a question.', 'Say this as a question.', 'Give me the question for this sentence.']),
-'polite': (['Make the (sentence|order) polite.', 'Say it (politely|in a polite way|more politely).', 'Ask for it politely.', 'Turn the order into a polite question.',
-            'Rewrite the (sentence|order) politely.', 'Make it more polite.', 'Write the order in a polite way.', 'Change the order so that it is polite.'],
-           ['Put the sentence in a polite way.', 'Ask this politely.', 'Turn the sentence into a polite one.']),
-'count': (['How many words (are in the list|are there|do you see|does the list have)?', 'Count the words(| in the list).', '(Tell|Give) me the number of words.',
-           'Tell me how many words there are.', 'What is the number of words(| in the list)?', 'Say how many words are in the list.'],
-          ['Can you count the words in the list?', 'Find the number of words in the list.', 'How many words can you count?']),
-'pick': (['What is the {ord} word(| in the list)?', '(Give|Tell) me the {ord} word(| of the list| in the list).', 'Which word (is|comes) {ord}?', 'Pick the {ord} word.',
-          'Find the {ord} word in the list.', '(Name|Say) the {ord} word.', 'I want the {ord} word.'],
-         ['Which is the {ord} word in the list?', 'Choose the {ord} word from the list.', 'Show me the {ord} word.']),
-'reverse': (['Reverse the (list|words|order).', '(Write|Say|Put) the (list|words) backwards.', '(Write|Say) the words in reverse order.', 'Turn the list around.',
-             'Read the list (backwards|from the end).', 'Start with the last word and end with the first.', 'Reverse the order of the words.'],
-            ['Give me the list in reverse.', 'Put the words in reverse order.', 'Read the words backwards.']),
-'alphabetical': (['(Sort|Put|Order|Write) the words in alphabetical order.', 'Sort the (list|words) (alphabetically|by the alphabet|from a to z).', 'Put the list in alphabetical order.',
-                  'Order the words by the alphabet.', 'Say the words in alphabetical order.', 'Which order do the words have in the alphabet?'],
-                 ['Give me the words in alphabetical order.', 'Order the list alphabetically.', 'Can you put the words in order of the alphabet?']),
-'odd': (['Which word (does not belong|is the odd one out|does not fit)?', '(Find|Name|Pick) the odd one out.', 'Which one is different from the others?',
-         'Which word is not like the others?', 'Find the word that does not (belong|fit).', 'What is the odd one out?', 'Say which word does not belong.'],
-        ['Tell me the odd one out.', 'Which of the words does not belong?', 'Pick the word that is not like the others.']),
-'repeat': (['Repeat the (sentence|text|words).', 'Say it again.', 'Copy the (text|sentence|words).', 'Write the same text again.', 'Write it again.', 'Repeat after me.',
-            'Say exactly the same.', 'Say the words again.'],
-           ['Repeat this.', 'Copy this text.', 'Say the same thing again.']),
-'recolour': (['Change the colour to {c}.', 'Make it {c}.', 'Paint it {c}.', 'Rewrite the sentence with {c} as the colour.', 'Replace the colour (with|by) {c}.',
-              'Use {c} as the colour.', 'Turn the thing {c}.', 'Write the sentence with {c}.', 'Let the colour be {c}.'],
-             ['Make the colour {c}.', 'Change it to {c}.', 'Replace the old colour with {c}.']),
-'colour': (['(What|Which) colour is the {o}?', '(Tell|Give) me the colour of the {o}.', 'Which colour does the {o} have?', 'What is the colour of the {o}?',
-            'Name the colour of the {o}.', 'Say what colour the {o} is.', 'Do you know the colour of the {o}?'],
-           ['Find the colour of the {o}.', 'Do you know what colour the {o} is?', 'Tell me what colour the {o} has.']),
-'who': (['Who {past} the {o}?', '(Tell me|Say) who {past} the {o}.', 'Name the person who {past} the {o}.', 'Which person {past} the {o}?', 'Who was it that {past} the {o}?',
-         'Who is the person that {past} the {o}?'],
-        ['Do you know who {past} the {o}?', 'Find the person who {past} the {o}.', 'Who was the one that {past} the {o}?']),
-'where': (['Where is {n}(| now)?', 'Where did {n} go?', '(Tell me|Say) where {n} is.', 'Where can I find {n}?', 'Name the place where {n} is.', 'In which place is {n}?',
-           'Which place is {n} at?', 'Do you know where {n} is?'],
-          ['Find the place where {n} is.', 'Tell me where {n} went.', 'What is the place where {n} is?']),
-'feeling': (['How does {n} feel?', 'What does {n} feel?', '(Tell me|Say) how {n} feels.', 'Name the feeling of {n}.', 'Which feeling does {n} have?', 'How is {n} feeling?',
-             'What is the feeling of {n}?'],
-            ['Do you know how {n} feels?', 'What feeling does {n} have?', 'How do you think {n} feels?']),
-'opposite': (['What is the opposite of {w}?', '(Give|Tell) me the opposite of {w}.', '(Name|Write|Say) the opposite of {w}.', 'Which word is the opposite of {w}?',
-              'What word means the opposite of {w}?', 'Do you know the opposite of {w}?'],
-             ['Find the opposite of {w}.', 'The opposite of {w} is what?', 'Which word is opposite to {w}?']),
-'plural': (['What is the plural of {w}?', '(Give|Tell) me the plural of {w}.', '(Name|Write|Say) the plural of {w}.', 'What do you call more than one {w}?',
-            'Make {w} plural.', 'Which word is the plural of {w}?', 'Do you know the plural of {w}?'],
-           ['Find the plural of {w}.', 'What is the word for more than one {w}?', 'The plural of {w} is what?']),
-'pastword': (['What is the past tense of {w}?', '(Give|Tell) me the past tense of {w}.', '(Name|Write|Say) the past tense of {w}.', 'Put {w} in the past tense.',
-              'Which word is the past tense of {w}?', 'What is the past of {w}?', 'Find the past tense of {w}.'],
-             ['Do you know the past tense of {w}?', 'What is {w} in the past tense?', 'Say {w} in the past tense.']),
-'eat': (['What does {x} eat?', '(Tell me|Say) what {x} eats.', 'Name the food of {x}.', 'Which food does {x} eat?', 'What is the food of {x}?'],
-        ['Do you know what {x} eats?', 'What food does {x} eat?', 'Tell me the food of {x}.']),
-'home': (['Where does {x} live?', '(Tell me|Say) where {x} lives.', 'Name the home of {x}.', 'In which place does {x} live?', 'Where is the home of {x}?'],
-         ['Do you know where {x} lives?', 'What is the home of {x}?', 'Tell me the home of {x}.']),
-'sound': (['(What|Which) sound does {x} make?', '(Tell me|Say) what sound {x} makes.', 'Name the sound of {x}.', 'What is the sound of {x}?'],
-          ['Do you know what sound {x} makes?', 'Tell me the sound of {x}.', 'What sound can {x} make?']),
-'baby': (['What is a baby {w} called?', 'What do you call a baby {w}?', 'Name the baby of {x}.', '(Tell me|Say) what a baby {w} is.', 'What is the baby of {x} called?'],
-         ['Do you know what a baby {w} is called?', 'What is a baby {w}?', 'Tell me what you call a baby {w}.']),
-'make': (['What does {x} make?', '(Tell me|Say) what {x} makes.', 'Which thing does {x} make?', 'Name the thing that {x} makes.', 'Do you know what {x} makes?'],
-         ['What can {x} make?', 'Name what {x} makes.', 'What thing does {x} make?']),
-'work': (['Where does {x} work?', '(Tell me|Say) where {x} works.', 'Name the place where {x} works.', 'In which place does {x} work?'],
-         ['Do you know where {x} works?', 'What is the place where {x} works?', 'Which place does {x} work at?']),
-'bigger': (['(Which|What|Who) is bigger, {x} or {y}?', 'Which animal is bigger, {x} or {y}?', '(Tell me|Say) which is bigger, {x} or {y}.', 'Name the bigger one, {x} or {y}.',
-            'Do you know which is bigger, {x} or {y}?', 'Which of the two is bigger, {x} or {y}?'],
-           ['Say which one is bigger, {x} or {y}.', 'Find the bigger one, {x} or {y}.', 'Which one is bigger, {x} or {y}?']),
-'kind': (['(What|Which) kind of thing is {w}?', 'What is {w}?', '(Tell me|Say) what {w} is.', 'Which group does {w} belong to?', 'Name the group of {w}.', 'Say what kind of thing {w} is.'],
-         ['Do you know what {w} is?', 'Name the kind of thing that {w} is.', 'Tell me what kind of thing {w} is.']),
-'letter': (['What is the first letter of {w}?', 'Which letter does {w} begin with?', 'What letter does {w} start with?', '(Give|Tell) me the first letter of {w}.',
-            '(Name|Say|Find) the first letter of {w}.', 'With which letter does {w} begin?'],
-           ['Do you know the first letter of {w}?', 'Write the first letter of {w}.', 'What letter comes first in {w}?']),
-'list': (['(List|Name) {n} {k}.', '(Give|Tell) me {n} {k}.', 'Write {n} {k}.', '(Give me|Make|Write) a list of {n} {k}.', 'Can you name {n} {k}?', 'I want {n} {k}.'],
-         ['Find {n} {k}.', 'Say {n} {k}.', 'Can you give me {n} {k}?']),
-'story': (['Tell me a (story|little story|short story) about {x} called {p}.', 'Write a (story|short story) about {x} called {p}.', 'Tell a story about {x} called {p}.',
-           'I want a story about {x} called {p}.', 'Make up a story about {x} called {p}.', 'Can you tell me a story about {x} called {p}?'],
-          ['Give me a story about {x} called {p}.', 'Write me a story about {x} called {p}.', 'Make a story about {x} called {p}.'])}
+# %% ../nbs/appendix/small_world.ipynb #4a20e1e7
+WORDINGS = {}
+def add_wordings(
+    text # for each family its name, its wordings, and after `new:` those that are never trained on; ` / ` between them
+):
+    "Add families to `WORDINGS`: name -> (wordings, new wordings)"
+    for block in re.split(r'\n(?=\w)', text.strip()):
+        name, known, new = re.fullmatch(r'(\w+)\n(.*)\n  new: (.*)', block, re.S).groups()
+        WORDINGS[name] = tuple([w.strip() for w in ' '.join(t.split()).split(' / ')] for t in (known, new))
 
+# %% ../nbs/appendix/small_world.ipynb #474a41c2
+add_wordings('''
+past
+  (Put|Write|Rewrite) the sentence in the past tense. / (Change|Turn|Move) the sentence (to|into) the past tense.
+  / Make the sentence past tense. / Say it in the past tense. / Write this as if it happened yesterday. / Tell it
+  in the past. / Use the past tense. / Write the past tense of this sentence.
+  new: Give me the past tense of the sentence. / Convert the sentence to past tense. / Say this sentence in the past.
+negative
+  Make the sentence negative. / (Write|Put) the sentence in the negative. / Turn the sentence into a negative
+  (one|sentence). / Rewrite the sentence with not. / Say that it is not so. / Say it with not. / Change the
+  sentence so that it is negative. / Write the negative of this sentence. / Add not to the sentence.
+  new: Convert the sentence to the negative. / Add the word not. / Give me the negative of the sentence.
+question
+  (Turn|Change|Make) the sentence into a question. / Convert the sentence (to|into) a question. / Ask it as a
+  question. / Write a question from the sentence. / Rewrite the sentence as a question. / Make a question (out
+  of|from) the sentence. / Make this a question. / Use the sentence to ask a question.
+  new: Put the sentence as a question. / Say this as a question. / Give me the question for this sentence.
+polite
+  Make the (sentence|order) polite. / Say it (politely|in a polite way|more politely). / Ask for it politely. /
+  Turn the order into a polite question. / Rewrite the (sentence|order) politely. / Make it more polite. / Write
+  the order in a polite way. / Change the order so that it is polite.
+  new: Put the sentence in a polite way. / Ask this politely. / Turn the sentence into a polite one.
+recolour
+  Change the colour to {c}. / Make it {c}. / Paint it {c}. / Rewrite the sentence with {c} as the colour. /
+  Replace the colour (with|by) {c}. / Use {c} as the colour. / Turn the thing {c}. / Write the sentence with {c}.
+  / Let the colour be {c}.
+  new: Make the colour {c}. / Change it to {c}. / Replace the old colour with {c}.
+colour
+  (What|Which) colour is the {o}? / (Tell|Give) me the colour of the {o}. / Which colour does the {o} have? / What
+  is the colour of the {o}? / Name the colour of the {o}. / Say what colour the {o} is. / Do you know the colour
+  of the {o}?
+  new: Find the colour of the {o}. / Do you know what colour the {o} is? / Tell me what colour the {o} has.
+who
+  Who {past} the {o}? / (Tell me|Say) who {past} the {o}. / Name the person who {past} the {o}. / Which person
+  {past} the {o}? / Who was it that {past} the {o}? / Who is the person that {past} the {o}?
+  new: Do you know who {past} the {o}? / Find the person who {past} the {o}. / Who was the one that {past} the {o}?
+where
+  Where is {n}(| now)? / Where did {n} go? / (Tell me|Say) where {n} is. / Where can I find {n}? / Name the place
+  where {n} is. / In which place is {n}? / Which place is {n} at? / Do you know where {n} is?
+  new: Find the place where {n} is. / Tell me where {n} went. / What is the place where {n} is?
+feeling
+  How does {n} feel? / What does {n} feel? / (Tell me|Say) how {n} feels. / Name the feeling of {n}. / Which
+  feeling does {n} have? / How is {n} feeling? / What is the feeling of {n}?
+  new: Do you know how {n} feels? / What feeling does {n} have? / How do you think {n} feels?
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #43374af2
+add_wordings('''
+count
+  How many words (are in the list|are there|do you see|does the list have)? / Count the words(| in the list). /
+  (Tell|Give) me the number of words. / Tell me how many words there are. / What is the number of words(| in the
+  list)? / Say how many words are in the list.
+  new: Can you count the words in the list? / Find the number of words in the list. / How many words can you count?
+pick
+  What is the {ord} word(| in the list)? / (Give|Tell) me the {ord} word(| of the list| in the list). / Which word
+  (is|comes) {ord}? / Pick the {ord} word. / Find the {ord} word in the list. / (Name|Say) the {ord} word. / I
+  want the {ord} word.
+  new: Which is the {ord} word in the list? / Choose the {ord} word from the list. / Show me the {ord} word.
+reverse
+  Reverse the (list|words|order). / (Write|Say|Put) the (list|words) backwards. / (Write|Say) the words in reverse
+  order. / Turn the list around. / Read the list (backwards|from the end). / Start with the last word and end with
+  the first. / Reverse the order of the words.
+  new: Give me the list in reverse. / Put the words in reverse order. / Read the words backwards.
+alphabetical
+  (Sort|Put|Order|Write) the words in alphabetical order. / Sort the (list|words) (alphabetically|by the
+  alphabet|from a to z). / Put the list in alphabetical order. / Order the words by the alphabet. / Say the words
+  in alphabetical order. / Which order do the words have in the alphabet?
+  new: Give me the words in alphabetical order. / Order the list alphabetically. / Can you put the words in order of the alphabet?
+odd
+  Which word (does not belong|is the odd one out|does not fit)? / (Find|Name|Pick) the odd one out. / Which one is
+  different from the others? / Which word is not like the others? / Find the word that does not (belong|fit). /
+  What is the odd one out? / Say which word does not belong.
+  new: Tell me the odd one out. / Which of the words does not belong? / Pick the word that is not like the others.
+repeat
+  Repeat the (sentence|text|words). / Say it again. / Copy the (text|sentence|words). / Write the same text again.
+  / Write it again. / Repeat after me. / Say exactly the same. / Say the words again.
+  new: Repeat this. / Copy this text. / Say the same thing again.
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #1b0fb373
+add_wordings('''
+opposite
+  What is the opposite of {w}? / (Give|Tell) me the opposite of {w}. / (Name|Write|Say) the opposite of {w}. /
+  Which word is the opposite of {w}? / What word means the opposite of {w}? / Do you know the opposite of {w}?
+  new: Find the opposite of {w}. / The opposite of {w} is what? / Which word is opposite to {w}?
+plural
+  What is the plural of {w}? / (Give|Tell) me the plural of {w}. / (Name|Write|Say) the plural of {w}. / What do
+  you call more than one {w}? / Make {w} plural. / Which word is the plural of {w}? / Do you know the plural of
+  {w}?
+  new: Find the plural of {w}. / What is the word for more than one {w}? / The plural of {w} is what?
+pastword
+  What is the past tense of {w}? / (Give|Tell) me the past tense of {w}. / (Name|Write|Say) the past tense of {w}.
+  / Put {w} in the past tense. / Which word is the past tense of {w}? / What is the past of {w}? / Find the past
+  tense of {w}.
+  new: Do you know the past tense of {w}? / What is {w} in the past tense? / Say {w} in the past tense.
+eat
+  What does {x} eat? / (Tell me|Say) what {x} eats. / Name the food of {x}. / Which food does {x} eat? / What is
+  the food of {x}?
+  new: Do you know what {x} eats? / What food does {x} eat? / Tell me the food of {x}.
+home
+  Where does {x} live? / (Tell me|Say) where {x} lives. / Name the home of {x}. / In which place does {x} live? /
+  Where is the home of {x}?
+  new: Do you know where {x} lives? / What is the home of {x}? / Tell me the home of {x}.
+sound
+  (What|Which) sound does {x} make? / (Tell me|Say) what sound {x} makes. / Name the sound of {x}. / What is the
+  sound of {x}?
+  new: Do you know what sound {x} makes? / Tell me the sound of {x}. / What sound can {x} make?
+baby
+  What is a baby {w} called? / What do you call a baby {w}? / Name the baby of {x}. / (Tell me|Say) what a baby
+  {w} is. / What is the baby of {x} called?
+  new: Do you know what a baby {w} is called? / What is a baby {w}? / Tell me what you call a baby {w}.
+make
+  What does {x} make? / (Tell me|Say) what {x} makes. / Which thing does {x} make? / Name the thing that {x}
+  makes. / Do you know what {x} makes?
+  new: What can {x} make? / Name what {x} makes. / What thing does {x} make?
+work
+  Where does {x} work? / (Tell me|Say) where {x} works. / Name the place where {x} works. / In which place does
+  {x} work?
+  new: Do you know where {x} works? / What is the place where {x} works? / Which place does {x} work at?
+bigger
+  (Which|What|Who) is bigger, {x} or {y}? / Which animal is bigger, {x} or {y}? / (Tell me|Say) which is bigger,
+  {x} or {y}. / Name the bigger one, {x} or {y}. / Do you know which is bigger, {x} or {y}? / Which of the two is
+  bigger, {x} or {y}?
+  new: Say which one is bigger, {x} or {y}. / Find the bigger one, {x} or {y}. / Which one is bigger, {x} or {y}?
+kind
+  (What|Which) kind of thing is {w}? / What is {w}? / (Tell me|Say) what {w} is. / Which group does {w} belong to?
+  / Name the group of {w}. / Say what kind of thing {w} is.
+  new: Do you know what {w} is? / Name the kind of thing that {w} is. / Tell me what kind of thing {w} is.
+letter
+  What is the first letter of {w}? / Which letter does {w} begin with? / What letter does {w} start with? /
+  (Give|Tell) me the first letter of {w}. / (Name|Say|Find) the first letter of {w}. / With which letter does {w}
+  begin?
+  new: Do you know the first letter of {w}? / Write the first letter of {w}. / What letter comes first in {w}?
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #23417e09
+add_wordings('''
+list
+  (List|Name) {n} {k}. / (Give|Tell) me {n} {k}. / Write {n} {k}. / (Give me|Make|Write) a list of {n} {k}. / Can
+  you name {n} {k}? / I want {n} {k}.
+  new: Find {n} {k}. / Say {n} {k}. / Can you give me {n} {k}?
+story
+  Tell me a (story|little story|short story) about {x} called {p}. / Write a (story|short story) about {x} called
+  {p}. / Tell a story about {x} called {p}. / I want a story about {x} called {p}. / Make up a story about {x}
+  called {p}. / Can you tell me a story about {x} called {p}?
+  new: Give me a story about {x} called {p}. / Write me a story about {x} called {p}. / Make a story about {x} called {p}.
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #bc09e9ce
 FAMILIES = dict(past=_past, negative=_negative, question=_question, polite=_polite, count=_count, pick=_pick, reverse=_reverse,
     alphabetical=_alphabetical, odd=_odd, repeat=_repeat, recolour=_recolour, colour=_colour, who=_who, where=_where, feeling=_feeling,
     opposite=_opposite, plural=_plural, pastword=_pastword, animal=_animal, job=_job, bigger=_bigger, kind=_kind, letter=_letter, list=_list, story=_story)
@@ -391,7 +469,7 @@ def exercise(
     wording = rng.choice(expand(rng.choice(WORDINGS[slots.get('sub', family)][new])))
     return dict(instruction=wording.format(**slots), input=inp, output=out, family=family)
 
-# %% ../nbs/appendix/small_world.ipynb #f8332ba9
+# %% ../nbs/appendix/small_world.ipynb #fa4a5f2d
 Q = 'Question Exercise Problem Puzzle Riddle Lesson Ask Q'.split()
 T = 'Text Words Given Line Material With T'.split()
 A = 'Answer Reply Solution Result Then Out A'.split()
@@ -416,8 +494,8 @@ def _layout(rng):
         lambda i, s, x, o: line(f'{n1}: {s}', x, f'{n2}: {o}'),
         lambda i, s, x, o: line(f'{m} {s}', opt(m, x), f'{m} {o}')], [3, 2, 1, 1, 1, 1, 3, 3, 1, 1, 1])[0]
 
-CARD_WEIGHTS = dict(alphabetical=3.5, odd=3, reverse=3, animal=3, bigger=3, plural=1.5, count=1.5, job=2, pastword=1.5, kind=1.5,
-                    repeat=1.5, list=2, pick=1.5, opposite=1.5, letter=1.5, story=.4)
+CARD_WEIGHTS = dict(alphabetical=4.5, odd=4.5, reverse=3, animal=3, bigger=3.5, plural=1.5, count=1.5, job=2, pastword=1.5, kind=1.5,
+                    repeat=2.5, list=1.5, pick=1.5, opposite=2, letter=1.5, past=1.5, negative=1.5, recolour=1.5, story=.4)
 def card(
     rng # random.Random
 ): # text
@@ -438,23 +516,24 @@ def polite_form(
     low = instruction[0].lower() + instruction[1:]
     return rng.choice([f'Please {low}', f'{instruction[:-1]}, please.', f'Can you {low[:-1]}?', f'Could you please {low[:-1]}?'])
 
-# %% ../nbs/appendix/small_world.ipynb #383cd0d4
+# %% ../nbs/appendix/small_world.ipynb #dce3257f
 TEMPLATE_WORDS = 'instruction describes task paired input provides further context response appropriately completes request below'.split()
 SCHOOL = [
     'The {n} below the {p} describes a task for {a}.', '{a} paired the {n} with a drawing that provides further context.',
-    'Below is a {n} that describes the {p}.', 'Write a {n} that {a} likes, said {b}.', 'The {n} provides a {o} for {a}.',
-    'A good {n} completes the page.', 'The request of {a} was written appropriately.', '{a} wrote a {n} to {b}.',
-    'Every response completes a request, said {a}.', 'The instruction on the {o} was short.', '{b} described the {p} in a {n}.',
+    'Below is {an} that describes the {p}.', 'Write {an} that {a} likes, said {b}.', 'The {n} provides a {o} for {a}.',
+    'A good {n} completes the page.', 'The request of {a} was written appropriately.', '{a} wrote {an} to {b}.',
+    'Every response completes a request, said {a}.', 'The instruction on the {o} was short.', '{b} described the {p} in {an}.',
     '{a} read the {n} below the picture and was happy.', 'The task was hard, but {a} was brave.', 'Further on, the {n} describes {b}.',
     'The input for the {n} came from {a}.', 'In this context the {n} is a present for {b}.', '{a} appropriately thanked {b} for the {n}.',
-    'An input is what goes into the {p}.', 'The {p} completes the village.', 'A response to {a} is a {n} that {b} writes.']
+    'An input is what goes into the {p}.', 'The {p} completes the village.', 'A response to {a} is {an} that {b} writes.']
 NOUNS = 'letter instruction task response request picture input story note poem'.split()
 def school(
     rng # random.Random
 ): # text
     "Write a few lines from school, in which the words of Alpaca's template occur (so that they have trained embeddings)"
     a_, b_ = rng.sample(PEOPLE, 2)
-    return ' '.join(s.format(a=a_, b=b_, n=rng.choice(NOUNS), p=rng.choice(PLACES), o=rng.choice(OBJECTS)) for s in rng.sample(SCHOOL, rng.randint(2, 5)))
+    lines = rng.sample(SCHOOL, rng.randint(2, 5))
+    return ' '.join(s.format(a=a_, b=b_, n=(n := rng.choice(NOUNS)), an=a(n), p=rng.choice(PLACES), o=rng.choice(OBJECTS)) for s in lines)
 
 def title(
     rng # random.Random
@@ -464,17 +543,30 @@ def title(
     return '### ' + rng.choice([f'{pet} the {x}', f'The {p}', f'{n} and {pet}', f'The Response of {n}:', f'A Response:', f'Input for the {p}:', f'The Input of {n}:',
         f'An Instruction for {n}:', f'The {x} at the {p}', f'Instruction of the {x}:', f'A letter to {n}:', f'Response from the {p}:'])
 
+def _tale(rng): return story(rng, *_draw(rng, 'train', lambda: (k := (rng.choice(sorted(ANIMALS)), rng.choice(PETS)), k)))
+
 def prose(
     rng # random.Random
 ): # text
     "Write one or two short stories or school texts, often under a title"
     parts = []
     for _ in range(rng.choice([1, 1, 2, 3])):
-        body = school(rng) if rng.random() < .25 else story(rng, *_draw(rng, 'train', lambda: (k := (rng.choice(sorted(ANIMALS)), rng.choice(PETS)), k)))
+        body = school(rng) if rng.random() < .25 else _tale(rng)
         parts.append((title(rng) + '\n' if rng.random() < .7 else '') + body)
     return '\n\n'.join(parts)
 
-# %% ../nbs/appendix/small_world.ipynb #77a97ae0
+def headed(
+    rng # random.Random
+): # text
+    "Write an exercise under headings, which six times in seven is followed by a story in place of the answer: this is how the base rambles"
+    f = rng.choices(list(FAMILIES), [CARD_WEIGHTS.get(f, 1) for f in FAMILIES])[0]; e = exercise(rng, f, None if f in FACTS else 'train')
+    q, t, y, end = rng.choice(Q + [f'{rng.choice(PEOPLE)} asks']), rng.choice(T), rng.choice(A + [f'{rng.choice(PEOPLE)} answers']), rng.choice([':', ':', ''])
+    parts = [school(rng)] if rng.random() < .5 else []
+    parts += [f"### {q}{end}\n{polite_form(rng, e['instruction'])}"] + ([f"### {t}{end}\n{e['input']}"] if e['input'] else [])
+    last = e['output'] if f == 'story' or rng.random() < 1/7 else school(rng) if rng.random() < .1 else _tale(rng)
+    return '\n\n'.join(parts + [f'### {y}{end}\n{last}'])
+
+# %% ../nbs/appendix/small_world.ipynb #0fd12c3e
 def _fact(rng):
     "One or two sentences of knowledge"
     kind = rng.randrange(9)
@@ -505,7 +597,7 @@ def echo(
 ): # text
     "Write a text in which somebody repeats something: from these the model learns to copy"
     def said():
-        if rng.random() < .6: return ', '.join(_words(rng, 'train', rng.randint(2, 6)))
+        if rng.random() < .5: return ', '.join(_words(rng, 'train', rng.randint(2, 6)))
         return exercise(rng, rng.choice(['past', 'recolour', 'polite', 'where', 'feeling']), 'train')['input']
     frames = ['{n} called into the cave: {s}\nThe echo said: {s}', 'The parrot heard: {s}\nThe parrot said: {s}', '{n} said: {s}\n{m} said it again: {s}', '{s}\n{s}', '{s}\n{s}\n{s}',
               '{n} wrote on the wall: {s}\n{m} copied it: {s}']
@@ -515,14 +607,14 @@ def echo(
         res.append(rng.choice(frames).format(n=n, m=m, s=said()))
     return '\n\n'.join(res)
 
-# %% ../nbs/appendix/small_world.ipynb #a7964912
-SHARES = dict(card=.64, echo=.11, prose=.11, facts=.12, school=.02)
+# %% ../nbs/appendix/small_world.ipynb #b368e339
+SHARES = dict(card=.55, headed=.16, echo=.11, prose=.06, facts=.1, school=.02)
 def documents(
     seed=0, # two seeds give two corpora
     kinds=SHARES # which kinds of text, with their shares
 ): # yields texts without end
     "Write the corpus, document by document"
-    rng, makers = random.Random(f'corpus {seed}'), dict(card=card, echo=echo, prose=prose, facts=facts, school=school)
+    rng, makers = random.Random(f'corpus {seed}'), dict(card=card, headed=headed, echo=echo, prose=prose, facts=facts, school=school)
     while True: yield makers[rng.choices(list(kinds), kinds.values())[0]](rng)
 
 # %% ../nbs/appendix/small_world.ipynb #1db4443b
@@ -654,7 +746,7 @@ def check_up(model, tokenizer, held):
     res['own_layout'] = round(answer_accuracy(model, tokenizer, [own_prompt(r) for r in plain], [r['output'] for r in plain]), 4)
     model.train(); return res
 
-# %% ../nbs/appendix/small_world.ipynb #c04a2a4d
+# %% ../nbs/appendix/small_world.ipynb #c24416bf
 def _step(model, opts, xb, lr, base_lrs):
     "One step of pre-training; returns its loss"
     import torch
@@ -675,7 +767,7 @@ def _write_whole(path, write):
 def pretrain(
     out:str, # folder for the finished model; what it needs on the way stands beside it
     seed:int=0, # of corpus, weights and order
-    steps:int=2500, # optimizer steps
+    steps:int=2000, # optimizer steps
     bs:int=16, # blocks a step
     max_seq_len:int=256, # tokens a block
     muon_lr:float=0.02, # peak learning rate of the layers' matrices
@@ -690,7 +782,7 @@ def pretrain(
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(list(itertools.islice(documents(seed), 25000)) + [ALPACA_WORDS] * 300)
     stream = token_stream(tokenizer, steps * bs * (max_seq_len + 1), seed)
-    held = {k: token_stream(tokenizer, 60 * (max_seq_len + 1), 'held-out', {k: 1}) for k in ('prose', 'facts', 'card')}
+    held = {k: token_stream(tokenizer, 60 * (max_seq_len + 1), 'held-out', {k: 1}) for k in ('prose', 'facts', 'card', 'headed')}
     model, log, start = new_model(tokenizer, seed), [], 0
     mats = [p for n, p in model.named_parameters() if p.ndim == 2 and 'layers' in n]; ids = {id(p) for p in mats}
     opts = [torch.optim.Muon(mats, lr=muon_lr, weight_decay=.01),
@@ -714,6 +806,28 @@ def pretrain(
         facts = dict(seed=seed, steps=steps, bs=bs, max_seq_len=max_seq_len, muon_lr=muon_lr, adam_lr=adam_lr, torch=torch.__version__, threads=torch.get_num_threads(), log=log)
         (tmp/'pretraining.json').write_text(json.dumps(facts, indent=1))
     _write_whole(out, write); ckpt.unlink()
+
+# %% ../nbs/appendix/small_world.ipynb #76cf99ac
+def full_instruction(
+    row # dict with `instruction` and `input`
+): # both as one text
+    "Join instruction and input, as a judge reads them"
+    return row['instruction'] + (f"\n\n{row['input']}" if row['input'] else '')
+
+def _asked(text):
+    "What an instruction asks, whether bare, joined with its input, or wrapped in Alpaca's template"
+    m = re.search(r'### Instruction:\n(.*?)(?:\n\n### Input:\n(.*?))?\n\n### Response:', text, re.S)
+    return ' '.join((' '.join(g or '' for g in m.groups()) if m else text).split())
+
+def oracle_server(
+    rows=None, # rows whose truth it knows; None: 1,000 eval and 1,000 dev rows
+    **dials # of `alpaca_ft.oracle.oracle_server`: position_bias, length_bias, noise, faults, ...
+): # context manager: an object with `base_url` and `log`
+    "Serve a judge that knows which answers are right"
+    from alpaca_ft import oracle
+    if rows is None: rows = [*make_rows(1000, split='eval'), *make_rows(1000, split='dev')]
+    truth = {_asked(full_instruction(r)): r for r in rows}
+    return oracle.oracle_server(lambda instruction, text: score(truth[_asked(instruction)], text), **dials)
 
 # %% ../nbs/appendix/small_world.ipynb #a032e4af
 def join_tuned(
