@@ -127,9 +127,9 @@ def load(cls:Config,
     try: return cls(**d)
     except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
 
-# %% ../nbs/appendix/config.ipynb #10fbd518
+# %% ../nbs/appendix/config.ipynb #787b0a7d
 PRESETS = dict(
-    tiny=dict(n_rows=4000),
+    tiny=dict(),
     smol=dict(model_id='HuggingFaceTB/SmolLM2-135M', rows='vicgalle/alpaca-gpt4', n_rows=4000, max_seq_len=1024,
         batch_size=2,
         gradient_accumulation_steps=4, lr=2e-4, n_freeze=22, max_new_tokens=256, out='runs/smol'),

@@ -27,7 +27,7 @@ def check_out(
     what = 'a run' if (out/'config.json').exists() else f'other files, as {min(p.name for p in out.iterdir())}'
     raise ValueError(f'out={cfg.out!r} holds {what} already: choose another folder (--out), or go on with the run there (--resume)')
 
-# %% ../nbs/appendix/finetune.ipynb #b1ee5e67
+# %% ../nbs/appendix/finetune.ipynb #e6ed36dd
 def get_rows(
     cfg # `Config`
 ): # train rows, eval rows, is the truth known?
@@ -38,7 +38,9 @@ def get_rows(
         train = make_rows(cfg.n_rows or 4000, seed=cfg.seed)
         return train, make_rows(cfg.n_eval or 500, seed=cfg.seed, split='eval'), True
     rows = load_rows(cfg.rows, columns=cfg.columns)
-    if cfg.n_rows and cfg.n_rows < len(rows): rows = rows.shuffle(seed=cfg.seed).select(range(cfg.n_rows))
+    if cfg.n_rows and cfg.n_rows < len(rows):
+        warnings.warn(f'{cfg.rows}: {cfg.n_rows:,} of {len(rows):,} rows are used (n_rows)')
+        rows = rows.shuffle(seed=cfg.seed).select(range(cfg.n_rows))
     n_eval = cfg.n_eval or min(1000, max(1, len(rows) // 10))
     if n_eval >= len(rows):
         raise ValueError(f'{cfg.rows}: {len(rows)} row(s) are too few to hold out {n_eval}: give more rows, or a smaller n_eval')
