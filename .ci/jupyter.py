@@ -1,0 +1,147 @@
+"""Open lessons in JupyterLab as a reader does: Run All, then move every widget and see its picture change.
+
+    python .ci/jupyter.py [NOTEBOOK ..]        default: the five lessons and the appendices that have widgets
+
+Works on a copy of nbs/. Prints, for each, the seconds beside what the notebook promises, and what each control changed. Exit
+code 1 if a cell fails, a lesson takes over three minutes, or a widget's picture never changes. Needs `pip install jupyterlab playwright`
+beside `.[dev]`, and Chromium (see browser.py); SHOTS=FOLDER keeps a picture of each widget before and after.
+"""
+import json, os, re, shutil, socket, subprocess, sys, tempfile, time, urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from browser import browser, desk, root
+
+nbs = root/'nbs'
+limit = 180
+settings = {'notebook-extension/tracker': {'windowingMode': 'none'},  # all cells are in the page, seen or not
+            'apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False}}
+run_all = """async () => {
+  const cells = jupyterapp.shell.currentWidget.content.model.cells
+  await jupyterapp.commands.execute('notebook:run-all-cells')
+  const outputs = [...cells].filter(c => c.type == 'code').flatMap(c => c.outputs.toJSON())
+  return [cells.length, outputs.filter(o => o.output_type == 'error').map(o => `${o.ename}: ${o.evalue}`)]
+}"""
+# What a cell shows, without the controls that are moved
+drawn = """e => [...e.querySelectorAll('img')].map(i => i.src).join() +
+  [...e.querySelectorAll('.jp-RenderedHTMLCommon, .jp-RenderedText, .widget-html, .widget-label')].map(x => x.innerHTML).join()"""
+controls = '.noUi-handle, .widget-dropdown select, .widget-checkbox input, .widget-button, .widget-text input'
+
+
+def promise(path):
+    "The sentence of a notebook's first cell that says how long it takes."
+    text = ''.join(json.loads(path.read_text('utf-8'))['cells'][0]['source']).replace('\n', ' ')
+    return next((s for s in re.split(r'(?<=[.])\s', text) if re.search(r'minute|second', s)), 'no time promised')
+
+
+def has_widget(path): return 'widget-view+json' in path.read_text('utf-8')
+
+
+@contextmanager
+def lab():
+    "JupyterLab on a copy of nbs/; its address."
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        shutil.copytree(nbs, Path(folder)/'nbs', ignore=shutil.ignore_patterns('wandb', 'runs', '.*'))
+        for name, value in settings.items():
+            file = Path(folder)/'settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(value))
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        env = os.environ | dict(JUPYTER_CONFIG_DIR=f'{folder}/config', JUPYTERLAB_WORKSPACES_DIR=f'{folder}/workspaces',
+                                JUPYTERLAB_SETTINGS_DIR=f'{folder}/settings', WANDB_MODE='offline', HF_HUB_OFFLINE='1')
+        command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--expose-app-in-browser',
+                   '--IdentityProvider.token=', '--ServerApp.log_level=ERROR', f'--ServerApp.root_dir={folder}/nbs']
+        server = subprocess.Popen(command, env=env, cwd=folder)
+        try:
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def answers(base):
+    "Wait until the server answers."
+    for _ in range(240):
+        try: return urllib.request.urlopen(f'{base}/api')
+        except OSError: time.sleep(.5)
+    sys.exit('JupyterLab does not start')
+
+
+def move(control, step):
+    "Move one control: a step on, or for `step` 1 back again where there was none."
+    tag, kind = control.evaluate('e => [e.tagName, e.type]')
+    if tag == 'SELECT': control.select_option(index=control.evaluate('e => (e.selectedIndex + 1) % e.length'))
+    elif tag == 'DIV':
+        control.focus()
+        for key in (['ArrowRight'], ['ArrowLeft', 'ArrowLeft'])[step]: control.press(key)
+    elif kind == 'text':
+        control.fill('1')
+        control.press('Enter')
+    else: control.click()
+
+
+def changes(page, cell, control):
+    "Whether moving a control changes what its cell shows, within some seconds."
+    before = cell.evaluate(drawn)
+    for step in (0, 1):
+        move(control, step)
+        for _ in range(20):
+            page.wait_for_timeout(250)
+            if cell.evaluate(drawn) != before: return True
+    return False
+
+
+def widgets(page, name):
+    "Move every control of every widget; yield the widgets whose picture never changed."
+    cells = page.locator('.jp-CodeCell').filter(has=page.locator(controls))
+    for i in range(cells.count()):
+        cell, shots = cells.nth(i), os.environ.get('SHOTS')
+        found, moved = cell.locator(controls), {}
+        shot = lambda when: shots and cell.screenshot(path=f'{shots}/{Path(name).stem}_{i}_{when}.png')
+        shot('before')
+        for k in range(found.count()):
+            control = found.nth(k)
+            if control.is_enabled(): moved[k] = changes(page, cell, control)
+        shot('after')
+        print(f'    widget {i + 1}: {sum(moved.values())} of {len(moved)} controls change its picture', flush=True)
+        if not any(moved.values()): yield f'widget {i + 1} never changes its picture'
+
+
+def read(page, base, path):
+    "Open a notebook, run it, move its widgets; yield its faults."
+    name = path.relative_to(nbs).as_posix()
+    page.goto(f'{base}/lab/tree/{name}?reset')
+    page.locator('.jp-NotebookPanel .jp-CodeCell').first.wait_for()
+    page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
+    start = time.monotonic()
+    n_cells, errors = page.evaluate(run_all)
+    seconds = time.monotonic() - start
+    print(f'{name}: {n_cells} cells, {seconds:.0f} s; promised: {promise(path)}', flush=True)
+    yield from errors
+    if path.parent == nbs and seconds > limit: yield f'{seconds:.0f} s, over {limit} s'
+    if not errors: yield from widgets(page, name)
+    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def main(paths):
+    "Read the notebooks, print their faults, return the exit code."
+    paths = [Path(p).resolve() for p in paths] or [*sorted(nbs.glob('0*.ipynb')), *filter(has_widget, sorted((nbs/'appendix').glob('*.ipynb')))]
+    n_faults = 0
+    with lab() as base, sync_playwright() as p:
+        answers(base)
+        page = browser(p).new_page(viewport=desk)
+        page.set_default_timeout(120_000)
+        for path in paths:
+            faults = list(read(page, base, path))
+            print(*(f'    FAULT {f}' for f in faults), sep='\n', end='\n' * bool(faults), flush=True)
+            n_faults += len(faults)
+        page.context.browser.close()
+    print(f'{len(paths)} notebooks, {n_faults} faults')
+    return int(n_faults > 0)
+
+
+if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
