@@ -65,7 +65,7 @@ def widget(models, id):
     s = models[id.removeprefix('IPY_MODEL_')]['state']
     if 'children' in s: return '<div>' + ''.join(widget(models, c) for c in s['children']) + '</div>'
     if 'outputs' in s: return ''.join(shown(o, 'What the controls above draw, as they are set here') for o in s['outputs'])
-    return control(s)
+    return f'<div>{control(s)}</div>'
 
 
 def picture_text(cell, where):
@@ -138,7 +138,7 @@ def parameters(thing):
     found = {k: v for k, v in docments(thing, full=True).items() if k != 'self' and v.docment}
     rows = [f"| {'*returns*' if k == 'return' else f'`{k}`'} | {plain(' '.join(v.docment.split()))} |".replace('||', '\\|\\|')
             for k, v in found.items()]
-    return '\n'.join(['| | |', '|---|---|', *rows]) if rows else ''
+    return '\n'.join(['| parameter | what it is |', '|---|---|', *rows]) if rows else ''
 
 
 def entry(name, thing, kind='function'):
@@ -171,6 +171,15 @@ def api_page(path):
 def toctree(caption, pages): return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```'])
 
 
+def contents(path):
+    "A notebook's line in the table of contents: its number and title, or what it is."
+    title = nbformat.read(path, 4).cells[0].source.splitlines()[0].removeprefix('# ')
+    number = path.stem.partition('_')[0]
+    if path.parent.name == 'solutions': title = f'Solutions to lesson {number}'
+    elif number.isdigit(): title = f'{number} · {title}'
+    return f"{title} <{path.relative_to(nbs).with_suffix('').as_posix()}>"
+
+
 def stage_all():
     "Lay out everything that Sphinx reads."
     shutil.rmtree(staged, ignore_errors=True)
@@ -181,7 +190,7 @@ def stage_all():
     modules = [p for p in sorted((root/cfg['lib_path']).glob('*.py')) if p.stem[0] != '_']
     for p in modules: api_page(p)
     for p in (p for group in groups.values() for p in group): stage(p)
-    trees = [toctree(k, [p.relative_to(nbs).with_suffix('').as_posix() for p in v]) for k, v in groups.items()]
+    trees = [toctree(k, [contents(p) for p in v]) for k, v in groups.items()]
     stage(nbs/'index.ipynb', [*trees, toctree('The package', [f'api/{p.stem}' for p in modules])])
 
 

@@ -13,7 +13,7 @@ nb_execution_mode = 'off'  # outputs are shown as they are stored: .ci/outputs.p
 nb_merge_streams = True
 nb_render_markdown_format = 'gfm'
 myst_heading_anchors = 3
-maximum_signature_line_length = 100
+smartquotes = add_module_names = False
 
 html_theme = 'sphinx_book_theme'
 html_title = project
@@ -26,7 +26,8 @@ html_copy_source = html_show_sourcelink = False
 html_theme_options = dict(
     repository_url=_cfg['git_url'], repository_branch=_cfg['branch'], path_to_docs=_cfg['nbs_path'],
     use_repository_button=True, use_issues_button=True, use_download_button=False,
-    launch_buttons=dict(colab_url='https://colab.research.google.com'), show_toc_level=2)
+    launch_buttons=dict(colab_url='https://colab.research.google.com'), show_toc_level=2,
+    navbar_persistent=[])
 
 # Colab and GitHub show what is pushed; a build of an unpushed state must not fail on them
 linkcheck_ignore = [r'https://colab\.research\.google\.com/', _cfg['git_url']]
