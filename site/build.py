@@ -81,6 +81,7 @@ def code_cell(cell, models, where):
     cell.source = directive.sub('', cell.source).strip('\n')
     for o in cell.outputs:
         if view not in o.get('data', {}): continue
+        if o.data[view]['model_id'] not in models: raise ValueError(f'{where}: a widget whose state is not stored')
         drawn = widget(models, o.data[view]['model_id'])
         o.data = {'text/html': f'<div class="widget">{drawn}<p>It can be moved where the notebook runs.</p></div>'}
     picture_text(cell, where)
