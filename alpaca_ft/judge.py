@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SYSTEM', 'MAKE_CHOICE', 'ERRORS', 'ARTICLE_PAIRS', 'fenced', 'judge_request', 'make_client', 'send', 'read_message',
            'read_choice', 'winner_of', 'consistent', 'wilson', 'verdict_of', 'win_rates', 'rate_rows', 'rates_line',
-           'replay_article', 'request_key', 'judge_job', 'read_answers', 'answer_file', 'ask', 'ask_all', 'check_pairs',
-           'estimate', 'judge_pairs', 'judge_pair', 'make_pairs', 'read_text', 'generate_openai', 'verdict_rows',
-           'judge_page', 'log_verdicts']
+           'replay_article', 'request_key', 'judge_job', 'read_answers', 'answer_file', 'ask', 'estimate_jobs',
+           'estimate_line', 'ask_all', 'check_pairs', 'estimate', 'judge_pairs', 'judge_pair', 'make_pairs',
+           'read_text', 'generate_openai', 'verdict_rows', 'judge_page', 'log_verdicts']
 
 # %% ../nbs/04_judge.ipynb #0ef97efe
 import hashlib, html, json, os, random, re, sys, threading, time, warnings
@@ -437,7 +437,29 @@ def _run(jobs, ask, n_workers, stop, show):
         finally: stop.set(); pool.shutdown(wait=False, cancel_futures=True)
     return answers
 
-# %% ../nbs/04_judge.ipynb #010c572d
+# %% ../nbs/04_judge.ipynb #516692b3
+def estimate_jobs(
+    jobs:list,         # as in `ask_all`
+    stored:dict,       # good answers by key
+    price=None,        # dollars for a million tokens sent, and received
+    n_out=100,         # tokens an answer is thought to have
+)->dict:               # `n_asked`, `n_stored`, `prompt_tokens`, `completion_tokens`, `cost` (None: no price)
+    "Count what is left to ask, in questions, tokens and dollars; retries are not counted."
+    jobs = {j['key']: j for j in jobs}; todo = jobs.keys() - stored.keys()
+    sent, got = sum(len(json.dumps(jobs[k]['request'], ensure_ascii=False))//4 for k in todo), n_out*len(todo)
+    return dict(n_asked=len(todo), n_stored=len(jobs) - len(todo), prompt_tokens=sent, completion_tokens=got,
+                cost=(sent*price[0] + got*price[1])/1e6 if price else None)
+
+def estimate_line(
+    cost:dict,         # from `estimate_jobs` or `estimate`
+)->str:                # one line
+    "Say it in one line."
+    dollars = cost['cost']
+    money = 'no price was given' if dollars is None else f'${dollars:.2f}' if dollars >= .1 else f'${dollars:.2g}'
+    return (f'questions to ask: {cost["n_asked"]:,}, answers stored: {cost["n_stored"]:,}; about '
+            f'{cost["prompt_tokens"]:,} tokens to send, {cost["completion_tokens"]:,} to receive: {money}')
+
+# %% ../nbs/04_judge.ipynb #1a6773fb
 def ask_all(
     jobs:list,         # dicts of `key`, `request`, `about`
     read,              # function of the raw body -> dict with `error`
@@ -446,13 +468,15 @@ def ask_all(
     n_workers=8,       # threads
     n_tries=5,         # how often to ask before giving up
     price=None,        # dollars for a million tokens sent, and received
-    progress=None,     # a progress bar? None: only at a terminal
+    progress=None,     # a bar? None: only at a terminal; False: no bar, and no estimate either
+    announce=print,    # called with the estimate, one line, before the first question; None: nobody is told
 )->dict:               # the answer of each key: the stored one, else a new one
     "Ask all that the file does not know, in threads; ValueError where the service refuses everything."
     spent, lock, stop = Counter(), threading.Lock(), threading.Event()
-    if progress is None: progress = sys.stderr.isatty()
     with answer_file(out) as save:
         stored = _stored(out); todo = {j['key']: j for j in jobs if j['key'] not in stored}
+        if todo and announce and progress is not False: announce(estimate_line(estimate_jobs(jobs, stored, price)))
+        if progress is None: progress = sys.stderr.isatty()
         def keep(answer):
             save(answer)
             with lock: spent.update(tries=1, failed=int(answer['error'] is not None), dollars=answer['cost'] or 0)
@@ -479,7 +503,7 @@ def check_pairs(
     twice = [k for k, n in Counter(p['id'] for p in pairs).items() if n > 1]
     if twice: raise ValueError(f'pairs: the id {twice[0]!r} stands on more than one pair: expected distinct ids')
 
-# %% ../nbs/04_judge.ipynb #489c676c
+# %% ../nbs/04_judge.ipynb #580aa38d
 def estimate(
     pairs:list,        # as in `judge_pairs`
     model:str,         # the judge's name
@@ -487,20 +511,17 @@ def estimate(
     price=None,        # dollars for a million tokens sent, and received
     n_out=100,         # tokens an answer is thought to have
     **options,         # as in `judge_request`
-)->dict:               # `n_asked`, `n_stored`, `prompt_tokens`, `completion_tokens`, `cost`
-    "Tell the price before the first call, at four characters a token; retries are not counted."
-    jobs = {j['key']: j for pair in pairs for order in (1, 2) for j in [judge_job(pair, order, model, **options)]}
-    todo = jobs.keys() - _stored(out).keys()
-    sent, got = sum(len(json.dumps(jobs[k]['request'], ensure_ascii=False))//4 for k in todo), n_out*len(todo)
-    return dict(n_asked=len(todo), n_stored=len(jobs) - len(todo), prompt_tokens=sent, completion_tokens=got,
-                cost=(sent*price[0] + got*price[1])/1e6 if price else None)
+)->dict:               # as `estimate_jobs` gives it
+    "Estimate what judging the pairs will take, before the first call."
+    jobs = [judge_job(pair, order, model, **options) for pair in pairs for order in (1, 2)]
+    return estimate_jobs(jobs, _stored(out), price, n_out)
 
 def _afford(cost, max_cost):
     if cost['cost'] is None: raise ValueError('max_cost needs a price: dollars for a million tokens, (in, out)')
     if cost['cost'] > max_cost:
         raise ValueError(f'max_cost is ${max_cost:.2f}: {cost["n_asked"]} answers cost about ${cost["cost"]:.2f}')
 
-# %% ../nbs/04_judge.ipynb #1e100d07
+# %% ../nbs/04_judge.ipynb #77c45e52
 def judge_pairs(
     pairs:list,        # dicts of `id`, `instruction`, `answer_1`, `answer_2`
     model:str,         # the judge's name
@@ -512,7 +533,8 @@ def judge_pairs(
     timeout=60.,       # seconds without a sign of life
     price=None,        # dollars for a million tokens sent, and received: (in, out)
     max_cost=None,     # refuse to begin where the estimate is dearer
-    progress=None,     # a progress bar? None: only at a terminal
+    progress=None,     # a bar? None: only at a terminal; False: no bar, and no estimate either
+    announce=print,    # called with the estimate, one line, before the first question; None: nobody is told
     **options,         # more of the request: `ask_by='words'`, `temperature`, `seed`, ...
 )->list:               # a verdict each: `id`, `winner`, `consistent`, `choices`, `arguments`, `errors`, `cut`
     "Judge every pair in both orders, asking only what the file does not hold."
@@ -520,7 +542,7 @@ def judge_pairs(
     if max_cost is not None: _afford(estimate(pairs, model, out, price, **options), max_cost)
     jobs = [[judge_job(pair, order, model, **options) for order in (1, 2)] for pair in pairs]
     client = make_client(base_url, api_key, timeout)
-    answers = ask_all(sum(jobs, []), read_choice, client, out, n_workers, n_tries, price, progress)
+    answers = ask_all(sum(jobs, []), read_choice, client, out, n_workers, n_tries, price, progress, announce)
     names = {answers[j['key']]['model'] for two in jobs for j in two} - {None}
     if len(names) > 1: warnings.warn(f'the judge changed its name on the way: {sorted(names)}')
     return [verdict_of(pair, *(answers[j['key']] for j in two)) for pair, two in zip(pairs, jobs)]
@@ -559,7 +581,7 @@ def read_text(
     if error: return dict(text=None, stopped=None, error=error)
     return dict(text=text, stopped=finish != 'length', error=None)
 
-# %% ../nbs/04_judge.ipynb #900a265d
+# %% ../nbs/04_judge.ipynb #4268a162
 def generate_openai(
     prompts:list,      # texts
     model:str,         # who answers
@@ -570,7 +592,8 @@ def generate_openai(
     n_tries=5,         # how often to ask before giving up
     timeout=60.,       # seconds without a sign of life
     price=None,        # dollars for a million tokens sent, and received
-    progress=None,     # a progress bar? None: only at a terminal
+    progress=None,     # a bar? None: only at a terminal; False: no bar, and no estimate either
+    announce=print,    # as in `judge_pairs`
     with_stop=False,   # say of each answer whether it ended by itself
     **options,         # more of the request: `temperature`, `max_tokens`, `seed`, ...
 )->list:               # a text for each prompt (None: it failed); with_stop: (text, stopped)
@@ -579,7 +602,7 @@ def generate_openai(
     requests = [dict(model=model, messages=[dict(role='user', content=p)]) | options for p in prompts]
     jobs = [dict(key=request_key(r), request=r, about=dict(id=i)) for i, r in enumerate(requests)]
     client = make_client(base_url, api_key, timeout)
-    answers = ask_all(jobs, read_text, client, out, n_workers, n_tries, price, progress)
+    answers = ask_all(jobs, read_text, client, out, n_workers, n_tries, price, progress, announce)
     answers = [answers[j['key']] for j in jobs]
     return [(a.get('text'), a.get('stopped')) if with_stop else a.get('text') for a in answers]
 
@@ -600,12 +623,14 @@ def verdict_rows(
                     argument=said[0], argument_swapped=said[1])
     return [row(v) for v in verdicts]
 
-# %% ../nbs/04_judge.ipynb #118b7200
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left}
-summary{cursor:pointer;font-weight:600}.pair{border:1px solid #ccc;border-radius:6px;padding:.6em 1em;margin:1em 0}
-.two{display:grid;grid-template-columns:1fr 1fr;gap:1em}.best pre{background:#e3f4e1}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.6em;margin:.3em 0}
+# %% ../nbs/04_judge.ipynb #71665803
+_STYLE = """:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;display:block;overflow-x:auto}
+td,th{padding:.2em .8em;border-bottom:1px solid #8884;text-align:left}
+summary{cursor:pointer;font-weight:600}.pair{border:1px solid #8886;border-radius:6px;padding:.6em 1em;margin:1em 0}
+.two{display:grid;grid-template-columns:1fr 1fr;gap:1em}.best pre{background:#2a9d5533}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8882;padding:.6em;margin:.3em 0}
 @media(max-width:40em){.two{grid-template-columns:1fr}}"""
 
 def _html_pair(row, names):
@@ -623,7 +648,7 @@ def _html_rates(rates, names):
     line = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
     return f'<table>{line(rows[0], "th")}{"".join(line(map(number, r.values()), "td") for r in rows)}</table>'
 
-# %% ../nbs/04_judge.ipynb #9e711380
+# %% ../nbs/04_judge.ipynb #79d52619
 def judge_page(
     pairs:list,        # as judged
     verdicts:list,     # from `judge_pairs`
@@ -640,6 +665,7 @@ def judge_page(
     e = html.escape
     csp = "default-src 'none'; style-src 'unsafe-inline'"  # nothing in it can run, or be loaded from elsewhere
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{e(title)}</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta http-equiv="Content-Security-Policy" content="{csp}"><style>{_STYLE}</style></head><body>'
             f'<h1>{e(title)}</h1><p>{e(rates_line(rates))}</p>{_html_rates(rates, names)}'
             f'{"".join(map(part, kinds))}</body></html>')
