@@ -347,7 +347,7 @@ def report_page(
         H2('What it answers'), answers_table(generations), H2('What the judge says'), *verdict_part(report['judge']),
         H2('How it learned'), curves(history), cfg=cfg)
 
-# %% ../nbs/appendix/finetune.ipynb #f9f9405e
+# %% ../nbs/appendix/finetune.ipynb #8b8c02c0
 def _write(path, text):
     from alpaca_ft.checkpoint import write_whole
     write_whole(path, lambda f: f.write(text.encode()))
@@ -358,14 +358,18 @@ def _write_json(path, x): _write(path, json.dumps(x, indent=1) + '\n')
 def reporting(
     cfg, out # `Config`, and the run's folder
 ):
-    "Keep report.json and report.html true while a run goes on: running, interrupted, failed"
+    "Keep report.json and report.html true: running, interrupted, failed; a finished report is never lost"
     from fastcore.xml import P
+    files = out/'report.json', out/'report.html'
+    done = all(f.exists() for f in files) and json.loads(files[0].read_text()).get('status') == 'done'
+    if done: finished = [f.read_text() for f in files]
     def tell(status, why):
-        _write_json(out/'report.json', dict(status=status, why=why, config=asdict(cfg)))
-        _write(out/'report.html', whole_page(f'This run {status}', P(why), cfg=asdict(cfg)))
-    tell('is running', 'It has not come to its end. If nothing is running any more, it was killed: --resume goes on.')
+        if done: return [_write(f, text) for f, text in zip(files, finished)]
+        _write_json(files[0], dict(status=status, why=why, config=asdict(cfg)))
+        _write(files[1], whole_page(f'This run: {status}', P(why), cfg=asdict(cfg)))
+    tell('running', 'It has not come to its end. If nothing is running any more, it was killed: --resume goes on.')
     try: yield
-    except KeyboardInterrupt as e: tell('was interrupted', str(e) or 'By Ctrl-C. --resume goes on.'); raise
+    except KeyboardInterrupt as e: tell('interrupted', str(e) or 'By Ctrl-C. --resume goes on.'); raise
     except Exception as e: tell('failed', f'{type(e).__name__}: {e}'); raise
 
 # %% ../nbs/appendix/finetune.ipynb #ccc146b8
