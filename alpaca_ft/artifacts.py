@@ -5,62 +5,84 @@
 # %% auto #0
 __all__ = ['restore', 'read_jsonl', 'tokenizer_hash', 'publish', 'fetch']
 
-# %% ../nbs/appendix/artifacts.ipynb #84f5ae45
-import hashlib, json
+# %% ../nbs/appendix/artifacts.ipynb #8c8f0606
+import hashlib, json, os, tempfile
+from itertools import islice
 from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, load_from_disk
-from .data import block_facts
+from .data import _block_table, block_facts
+from .rows import collect
 
-# %% ../nbs/appendix/artifacts.ipynb #0e027f26
+# %% ../nbs/appendix/artifacts.ipynb #0ed6694c
+def _restored(parts, bos_token_id, name):
+    "Tables of blocks with positions and row numbers, from parts (first block's number, input_ids, labels)."
+    last, found = -1, False
+    for start, input_ids, labels in parts:
+        moved = ((labels[:, :-1] == input_ids[:, 1:]) | (labels[:, :-1] == -100)).all(1)
+        if not moved.all():
+            raise ValueError(f'{name}, block {start + moved.argmin()}: labels are not the ids moved by one')
+        begins, place = input_ids == bos_token_id, np.arange(input_ids.shape[1], dtype=np.int32)
+        found |= bool(begins.any())
+        if last < 0: begins[0, 0] = True
+        number = last + np.cumsum(begins.reshape(-1)).reshape(begins.shape)
+        last, begins[:, 0] = number[-1, -1], True
+        position_ids = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+        yield _block_table(input_ids, np.where(labels == bos_token_id, -100, labels), position_ids.astype(np.int32),
+                           [n[b] for n, b in zip(number, begins)])
+    if last < 0: raise ValueError(f'{name}: holds no blocks')
+    if not found: raise ValueError(f'bos_token_id: {bos_token_id} stands nowhere in {name}: no document can be found')
+
 def restore(
-    input_ids, # `[n_blocks, max_seq_len]`
-    labels, # the same shape, moved by one already
-    bos_token_id:int, # begins each document
+    blocks:Dataset, # `input_ids` and `labels`, moved by one already, each `[max_seq_len]`
+    bos_token_id:int=1, # begins each document: 1 for Llama 2 and for the small world
+    path=None, # a new folder to write to, for more blocks than memory holds
+    name:str='blocks', # in errors
 ) -> Dataset: # blocks, as `pack` makes them; `row_ids` count the documents found
     "Give blocks without positions their `position_ids` and `row_ids`, and take targets across a border out."
-    input_ids, labels = np.asarray(input_ids), np.asarray(labels)
-    begins = input_ids == bos_token_id
-    number = np.cumsum(begins.reshape(-1)).reshape(begins.shape) - 1
-    begins[:, 0] = True
-    place = np.arange(input_ids.shape[1])
-    position_ids = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
-    labels = np.where(labels == bos_token_id, -100, labels)
-    rows = [np.unique(n).tolist() for n in np.maximum(number, 0)]
-    columns = dict(input_ids=input_ids, labels=labels, position_ids=position_ids)
-    return Dataset.from_dict({k: v.tolist() for k, v in columns.items()} | dict(row_ids=rows))
+    def parts():
+        for start in range(0, len(blocks), 1000):
+            part = blocks.with_format('numpy')[start:start + 1000]
+            yield start, *(np.stack(part[k]).astype(np.int32) for k in ('input_ids', 'labels'))
+    return collect(_restored(parts(), bos_token_id, name), path)
 
-# %% ../nbs/appendix/artifacts.ipynb #efefd332
-def _block_problem(block, size):
-    "What is wrong with a stored block; None if nothing is."
-    if not isinstance(block, dict): return 'must be an object with input_ids and labels'
-    ids, labels = block.get('input_ids'), block.get('labels')
-    whole = lambda x: isinstance(x, list) and x and all(type(i) is int for i in x)
-    if not (whole(ids) and whole(labels)): return 'must have input_ids and labels, lists of whole numbers'
-    if len(ids) != len(labels): return f'has {len(ids)} input_ids and {len(labels)} labels'
-    if size and len(ids) != size: return f'has {len(ids)} places, the first block has {size}'
-    if any(l not in (-100, i) for l, i in zip(labels, ids[1:])): return 'labels are not the input_ids moved by one'
+# %% ../nbs/appendix/artifacts.ipynb #06506062
+def _json_block(line, where, size):
+    "Ids and labels of one line. ValueError if it is not a block; `size`: places in the first one, 0 if there is none."
+    try: block = json.loads(line)
+    except ValueError as e: raise ValueError(f'{where}: is not JSON: {e}') from e
+    ids, labels = (block.get(k) if isinstance(block, dict) else None for k in ('input_ids', 'labels'))
+    whole = lambda x: isinstance(x, list) and x and all(type(i) is int and -101 < i < 2**31 for i in x)
+    if not (whole(ids) and whole(labels)):
+        raise ValueError(f'{where}: must have input_ids and labels, lists of whole numbers')
+    if not len(ids) == len(labels) == (size or len(ids)):
+        expected = size or 'as many of both'
+        raise ValueError(f'{where}: {len(ids)} input_ids and {len(labels)} labels, expected {expected}')
+    return ids, labels
 
 def read_jsonl(
     path, # a file of packed blocks, one a line
-    bos_token_id:int, # begins each document
+    bos_token_id:int=1, # begins each document
 ) -> Dataset: # blocks
-    "Read the article's JSON lines. ValueError names file and line of a block that is not one."
-    path, blocks = Path(path), []
-    for n, line in enumerate(path.read_text().splitlines(), 1):
-        try: block = json.loads(line)
-        except ValueError as e: raise ValueError(f'{path.name}, line {n}: is not JSON: {e}') from e
-        problem = _block_problem(block, len(blocks[0]['labels']) if blocks else None)
-        if problem: raise ValueError(f'{path.name}, line {n}: {problem}')
-        blocks.append(block)
-    if not blocks: raise ValueError(f'{path.name}: holds no blocks')
-    return restore([b['input_ids'] for b in blocks], [b['labels'] for b in blocks], bos_token_id)
+    "Read the article's JSON lines. ValueError names file and line (or block) of what is not one."
+    path = Path(path)
+    def parts(lines, start=0, size=0):
+        while some := list(islice(lines, 1000)):
+            both = []
+            for n, line in enumerate(some, start + 1):
+                both.append(_json_block(line, f'{path.name}, line {n}', size))
+                size = len(both[0][0])
+            yield start, *np.array(both, dtype=np.int32).transpose(1, 0, 2)
+            start += len(some)
+    with open(path) as f: return collect(_restored(parts(f), bos_token_id, path.name))
 
-# %% ../nbs/appendix/artifacts.ipynb #c4fbabbf
+# %% ../nbs/appendix/artifacts.ipynb #aee5c4e9
 def _digests(path):
     "sha256 of each file in a folder but the facts themselves."
-    files = sorted(p for p in Path(path).rglob('*') if p.is_file() and p.name != 'facts.json')
-    return {p.relative_to(path).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    found = {}
+    for p in sorted(p for p in Path(path).rglob('*') if p.is_file() and p.name != 'facts.json'):
+        with open(p, 'rb') as f: found[p.relative_to(path).as_posix()] = hashlib.file_digest(f, 'sha256').hexdigest()
+    return found
 
 def tokenizer_hash(
     tokenizer, # a Hugging Face tokenizer
@@ -74,28 +96,35 @@ def publish(
     path, # a new folder
     tokenizer, # the one the blocks were made with
     name:str='packed_alpaca', # of the artifact, where a W&B run is active
-) -> dict: # the facts
-    "Write blocks, facts and digests to a folder, and log it as an artifact to the active W&B run, if there is one."
+) -> dict: # the facts: `block_facts` of train and eval, the tokenizer's hash, each file's digest
+    "Write blocks, facts and digests to a folder, whole or not at all; log it to the active W&B run, if there is one."
     import wandb
     path = Path(path)
     if path.exists(): raise FileExistsError(f'path: {path.name!r} exists already')
-    DatasetDict(train=train, eval=eval).save_to_disk(str(path))
     facts = dict(train=block_facts(train), eval=block_facts(eval), tokenizer=tokenizer_hash(tokenizer))
-    facts['files'] = _digests(path)
-    (path/'facts.json').write_text(json.dumps(facts, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        DatasetDict(train=train, eval=eval).save_to_disk(f'{folder}/blocks')
+        facts['files'] = _digests(f'{folder}/blocks')
+        Path(f'{folder}/blocks/facts.json').write_text(json.dumps(facts, indent=1))
+        os.replace(f'{folder}/blocks', path)
     if wandb.run is not None:
         artifact = wandb.Artifact(name, type='dataset', metadata={k: v for k, v in facts.items() if k != 'files'})
         artifact.add_dir(str(path))
         wandb.run.log_artifact(artifact)
+        if not wandb.run.offline: artifact.wait()      # until it has arrived: what went wrong is raised here
     return facts
 
-# %% ../nbs/appendix/artifacts.ipynb #dc773649
-def _verify(path):
-    "Refuse a folder whose files are not those that its facts name."
+# %% ../nbs/appendix/artifacts.ipynb #85fe77dd
+def _verify(path, tokenizer=None):
+    "Refuse a folder whose files are not those that its facts name, or whose tokenizer is another."
     if not (path/'facts.json').exists(): return
-    wanted, found = json.loads((path/'facts.json').read_text())['files'], _digests(path)
+    facts, found = json.loads((path/'facts.json').read_text()), _digests(path)
+    wanted = facts['files']
     odd = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
     if odd: raise ValueError(f'{path.name}: {len(odd)} file(s) are not what was published: {odd[:10]}')
+    if tokenizer and (theirs := facts['tokenizer']) != (ours := tokenizer_hash(tokenizer)):
+        raise ValueError(f'{path.name}: was packed with tokenizer {theirs}, found {ours}')
 
 def _read(path, bos_token_id):
     "Train and eval blocks from a folder in either form."
@@ -105,13 +134,19 @@ def _read(path, bos_token_id):
         raise ValueError(f'{path.name}: holds neither packed jsonl files nor a saved DatasetDict')
     ds = load_from_disk(str(path))
     if not {'train', 'eval'} <= set(ds): raise ValueError(f'{path.name}: has no train and eval, found {list(ds)}')
-    both = (ds['train'], ds['eval'])
-    return tuple(d if 'position_ids' in d.column_names else restore(d['input_ids'], d['labels'], bos_token_id) for d in both)
+    for part in ('train', 'eval'):
+        if missing := {'input_ids', 'labels'} - set(ds[part].column_names):
+            raise ValueError(f'{path.name}, {part}: has no {sorted(missing)}, found {ds[part].column_names}')
+        if 'position_ids' in ds[part].column_names: continue
+        ds[part] = restore(ds[part], bos_token_id, name=f'{path.name}, {part}')
+    return ds['train'], ds['eval']
 
-# %% ../nbs/appendix/artifacts.ipynb #b0cd004d
+# %% ../nbs/appendix/artifacts.ipynb #1437ca91
 def fetch(
     ref, # a folder, or a W&B artifact: 'entity/project/name:v0'
-    bos_token_id:int, # begins each document; used where the blocks have no positions
+    bos_token_id:int=1, # begins each document; used where the blocks have no positions
+    tokenizer=None, # refuse blocks that `publish` wrote with another
+    root=None, # a folder to download to; None: W&B's own choice, below ./artifacts
 ) -> tuple: # train, eval: blocks
     "Get packed blocks in either of the article's forms, verified. ValueError for what does not verify."
     path = Path(ref)
@@ -120,7 +155,7 @@ def fetch(
         if wandb.run is None or wandb.run.offline:
             raise ValueError(f'ref: {str(ref)!r} is no folder, and an artifact needs a W&B run that is online')
         artifact = wandb.run.use_artifact(str(ref), type='dataset')
-        path = Path(artifact.download())
+        path = Path(artifact.download(root and str(root)))
         artifact.verify(str(path))      # download() alone does not compare digests
-    _verify(path)
+    _verify(path, tokenizer)
     return _read(path, bos_token_id)

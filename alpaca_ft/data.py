@@ -7,131 +7,16 @@ __all__ = ['templates', 'load_rows', 'split_rows', 'make_prompt', 'encode', 'enc
            'unpack', 'block_facts', 'plot_tokens', 'isolation_error', 'BatchOrder', 'get_dls', 'show_block',
            'browse_blocks']
 
-# %% ../nbs/00_data.ipynb #532be77f
-import html, json, random, re, tempfile, uuid, warnings
+# %% ../nbs/00_data.ipynb #23f18161
+import html, json, random, re, warnings
 from itertools import chain, product
 from pathlib import Path
 import numpy as np, pyarrow as pa, torch
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, load_dataset, load_from_disk
-from datasets.arrow_writer import ArrowWriter
+from datasets import Dataset
 from torch.utils.data import DataLoader
+from .rows import check_dataset, check_rows, collect, open_rows, read_rows, refuse, to_dataset, windows
 
-# %% ../nbs/00_data.ipynb #f30e1811
-def _found(x):
-    "A value as an error message shows it: its type, and its beginning."
-    s = json.dumps(x, ensure_ascii=True, default=repr)
-    return 'null' if x is None else f'{type(x).__name__} {s if len(s) <= 40 else s[:37] + "..."}'
-
-def _text_problem(x, may_be_empty):
-    "What is wrong with `x` as a text; None if nothing is."
-    if not isinstance(x, str): return f'must be text, found {_found(x)}'
-    if not may_be_empty and not x.strip(): return f'is empty, found {_found(x)}'
-    if not x.isascii() and re.search('[\ud800-\udfff]', x): return f'holds half a character, found {_found(x)}'
-
-# %% ../nbs/00_data.ipynb #12732780
-def _row_problems(row, keys):
-    "All that is wrong with one row; `keys` are the fields of the first one."
-    if not isinstance(row, dict): return [f'must be an object with instruction and output, found {_found(row)}']
-    usual = {'instruction', 'input', 'output'}
-    bad = [f'field {k!r} is missing, found only {sorted(row)}' for k in ('instruction', 'output') if k not in row]
-    for k in ('instruction', 'input', 'output'):
-        if k not in row or (k == 'input' and row[k] is None): continue
-        if problem := _text_problem(row[k], k == 'input'): bad.append(f'field {k!r} {problem}')
-    bad += [f'field {k!r} is missing, the first row has it' for k in sorted(keys - row.keys() - usual)]
-    return bad + [f'field {k!r} is not in the first row ({sorted(keys)})' for k in sorted(row.keys() - keys - usual)]
-
-# %% ../nbs/00_data.ipynb #9b427097
-def _json_lines(path):
-    "Yield (line, row, problem) for each line that is not blank."
-    with open(path, 'rb') as f:
-        for n, line in enumerate(f, 1):
-            line = line.removeprefix(b'\xef\xbb\xbf').strip()
-            if not line: continue
-            try: yield n, json.loads(line.decode()), None
-            except ValueError as e:
-                yield n, None, f'is not JSON: {getattr(e, "msg", e)}, found {_found(line.decode(errors="replace"))}'
-
-def _json_list(path):
-    "Yield (line, row, problem) for each entry of a file that is one JSON list."
-    white, decode = re.compile(r'\s*'), json.JSONDecoder().raw_decode
-    text = path.read_bytes().decode('utf-8-sig', errors='surrogateescape')  # no UTF-8: half a character
-    i, line, seen = text.index('[') + 1, 1, 0
-    try:
-        while text[i - 1] != ']' or not seen:
-            i = white.match(text, i).end()
-            if not seen and text[i:i + 1] == ']': i += 1; break
-            row, end = decode(text, i)
-            line, seen = line + text.count('\n', seen, i), i
-            yield line, row, None
-            i = white.match(text, end).end() + 1
-            if text[i - 1:i] not in (',', ']'): raise json.JSONDecodeError("expected ',' or ']'", text, i - 1)
-        if text[i:].strip(): raise json.JSONDecodeError('text after the list', text, i)
-    except json.JSONDecodeError as e: yield e.lineno, None, f'is not JSON: {e.msg}, column {e.colno}'
-
-# %% ../nbs/00_data.ipynb #ae27b44c
-def _refuse(what, problems):
-    "Raise one ValueError that counts all `problems` and shows the first ten."
-    if not problems: return
-    more = [f'... and {len(problems) - 10} more'] if len(problems) > 10 else []
-    raise ValueError(f'{what}: {len(problems)} problem(s)\n  ' + '\n  '.join(problems[:10] + more))
-
-def _checked(numbered, name, columns, unit='line'):
-    "All rows as dicts, each checked, `input` always a text. `columns`: your names to ours."
-    rows, problems, keys = [], [], None
-    for n, row, problem in numbered:
-        if isinstance(row, dict):
-            yours, row = row, {columns.get(k, k): v for k, v in row.items()}
-            if len(row) < len(yours): problem = f'columns gives two fields the same name, found {sorted(yours)}'
-            if keys is None: keys = set(row); _no_blocks(keys, name)
-        found = [problem] if problem else _row_problems(row, keys or set())
-        problems += [f'{name}, {unit} {n}: {p}' for p in found]
-        if not found: rows.append(row | {'input': row['input'] if (row.get('input') or '').strip() else ''})
-    _refuse(name, problems)
-    if not rows: raise ValueError(f'{name}: is empty, found no row')
-    return rows
-
-def _no_blocks(names, name):
-    "Refuse packed blocks where rows are expected."
-    if 'input_ids' in names and not {'instruction', 'output'} & set(names):
-        raise ValueError(f'{name}: holds packed blocks ({sorted(names)}), not rows; blocks go to get_dls')
-
-# %% ../nbs/00_data.ipynb #5511b1a3
-def _to_dataset(rows, name):
-    "Rows as a dataset: instruction, input, output, then the further columns."
-    columns = {}
-    for k in dict.fromkeys(['instruction', 'input', 'output', *rows[0]]):
-        try: columns[k] = pa.array([r[k] for r in rows])
-        except pa.ArrowException as e: raise ValueError(f'{name}: column {k!r} mixes types: {e}') from e
-    return Dataset.from_dict(columns)
-
-def _check_dataset(ds, name, columns):
-    "The same checks for rows that are a `Dataset` already."
-    ds = ds.rename_columns({k: v for k, v in columns.items() if k in ds.column_names})
-    _no_blocks(ds.column_names, name)
-    names = [c for c in ('instruction', 'input', 'output') if c in ds.column_names]
-    texts = ds.with_format(None).select_columns(names)
-    inputs = [r['input'] for r in _checked(((i, r, None) for i, r in enumerate(texts)), name, {}, 'row')]
-    if 'input' in ds.column_names:
-        if inputs == list(texts['input']): return ds
-        ds = ds.remove_columns('input')
-    return ds.add_column('input', inputs)
-
-# %% ../nbs/00_data.ipynb #9627af55
-def _open_folder(path, split):
-    "Rows from a folder that `datasets` wrote."
-    try: ds = load_from_disk(str(path))
-    except FileNotFoundError as e: raise ValueError(f'rows: datasets did not write the folder {str(path)!r}') from e
-    if not isinstance(ds, DatasetDict): return ds
-    if split not in ds: raise ValueError(f'rows: {str(path)!r} has no split {split!r}, found {list(ds)}')
-    return ds[split]
-
-def _open_hub(name, split):
-    "Rows of a Hugging Face hub id."
-    try: return load_dataset(name, split=split)
-    except (OSError, ValueError) as e:
-        raise FileNotFoundError(f'rows: {name!r} is no file or folder here, and as a hub id: {e}') from e
-
-# %% ../nbs/00_data.ipynb #d598727f
+# %% ../nbs/00_data.ipynb #04274084
 def load_rows(
     source, # a .json or .jsonl file, a folder written by `datasets`, a hub id, a list of dicts, or a Dataset
     columns:dict=None, # our names to yours, where they differ: {'instruction': 'question', 'output': 'answer'}
@@ -140,17 +25,12 @@ def load_rows(
     "Load rows and check each. ValueError names file, line, field and what was found."
     yours, known = {v: k for k, v in (columns or {}).items()}, ['instruction', 'input', 'output']
     if not set(yours.values()) <= set(known): raise ValueError(f'columns: must name some of {known}, found {columns}')
-    if isinstance(source, Dataset): return _check_dataset(source, 'rows', yours)
+    if isinstance(source, Dataset): return check_dataset(source, 'rows', yours)
     if isinstance(source, (list, tuple)):
-        return _to_dataset(_checked(((i, r, None) for i, r in enumerate(source)), 'rows', yours, 'row'), 'rows')
-    path, kind = Path(source), Path(source).suffix.lower()
-    if path.is_dir(): return _check_dataset(_open_folder(path, split), path.name, yours)
-    if kind not in ('.json', '.jsonl'):
-        if path.exists(): raise ValueError(f'rows: the file must end in .json or .jsonl, found {path.name!r}')
-        return _check_dataset(_open_hub(str(source), split), str(source), yours)
-    if not path.exists(): raise FileNotFoundError(f'rows: no file {str(source)!r}')
-    with open(path, 'rb') as f: start = f.read(1000).removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
-    return _to_dataset(_checked((_json_list if start == b'[' else _json_lines)(path), path.name, yours), path.name)
+        return to_dataset(check_rows(((i, r, None) for i, r in enumerate(source)), 'rows', yours), 'rows')
+    path = Path(source)
+    if path.suffix.lower() in ('.json', '.jsonl') and not path.is_dir(): return read_rows(path, yours)
+    return check_dataset(open_rows(source, split), path.name if path.exists() else str(source), yours)
 
 # %% ../nbs/00_data.ipynb #0349f892
 def split_rows(
@@ -235,22 +115,6 @@ def encode(
     if problem: raise ValueError(f'encode: {problem}')
     return dict(input_ids=ids[:max_len], n_prompt=min(n_prompt, len(ids[:max_len])))
 
-# %% ../nbs/00_data.ipynb #7dd9da4d
-def _collect(tables, path=None, counts={}):
-    "Arrow tables, one after another, as a dataset: in memory, or in a new folder, with one table at a time in memory."
-    tables = iter(tables); first = next(tables)
-    info = DatasetInfo(description=json.dumps(counts), features=Features.from_arrow_schema(first.schema))
-    if path is None: return Dataset(pa.concat_tables([first, *tables]), info=info, fingerprint=uuid.uuid4().hex)
-    path = Path(path)
-    if path.exists(): raise FileExistsError(f'path: {str(path)!r} exists already')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        writer = ArrowWriter(path=f'{folder}/all.arrow', features=info.features)
-        for t in chain([first], tables): writer.write_table(t)
-        writer.finalize()
-        Dataset.from_file(f'{folder}/all.arrow', info=info).save_to_disk(str(path))
-    return load_from_disk(str(path))
-
 # %% ../nbs/00_data.ipynb #35d7dcf6
 def _encode_part(rows, start, tokenizer, max_len, template):
     "A table of examples, the rows refused, and how many were cut."
@@ -263,7 +127,7 @@ def _encode_part(rows, start, tokenizer, max_len, template):
     table = pa.table(dict(input_ids=cut, n_prompt=n_prompt, row_id=pa.array([start + i for i in good], pa.int64())))
     return table, [f'row {start + i}: {p}' for i, p in enumerate(problems) if p], n_cut
 
-# %% ../nbs/00_data.ipynb #68198146
+# %% ../nbs/00_data.ipynb #60635edf
 def encode_rows(
     rows, # a Dataset or a list of dicts
     tokenizer, # a Hugging Face tokenizer
@@ -278,14 +142,14 @@ def encode_rows(
     if not len(rows): raise ValueError('encode_rows: no rows')
     def tables():
         problems, n_cut = [], 0
-        for start in range(0, len(rows), 1000):
-            table, refused, cut = _encode_part(rows[start:start + 1000], start, tokenizer, max_len, template)
+        for start, part in windows(rows, 1000):
+            table, refused, cut = _encode_part(part[:], start, tokenizer, max_len, template)
             problems, n_cut = problems + refused, n_cut + cut
             yield table
-        if bad == 'error': _refuse('encode_rows', problems)
+        if bad == 'error': refuse('encode_rows', problems)
         if problems: warnings.warn(f'encode_rows: {len(problems)} of {len(rows)} rows dropped; {problems[0]}')
         if n_cut: warnings.warn(f'encode_rows: {n_cut} of {len(rows)} rows cut to {max_len} tokens')
-    return _collect(tables(), path)
+    return collect(tables(), path)
 
 # %% ../nbs/00_data.ipynb #5ed641c8
 def plot_lengths(
@@ -325,9 +189,9 @@ def best_fit(
         if room: blocks_with[room].append(b); rooms |= 1 << room
     return block
 
-# %% ../nbs/00_data.ipynb #b9dde64e
-def _documents(examples):
-    "Arrays of ids; for each example (array, start, stop) `[n, 3]`; prompt lengths or None; row numbers."
+# %% ../nbs/00_data.ipynb #699f1d17
+def _documents(examples, start=0):
+    "Arrays of ids; for each example (array, start, stop) `[n, 3]`; prompt lengths or None; row numbers, from `start`."
     if isinstance(examples, Dataset):
         table = examples.with_format('arrow')[:]
         parts = table['input_ids'].cast(pa.list_(table['input_ids'].type.value_type)).chunks
@@ -340,7 +204,7 @@ def _documents(examples):
     where = [np.stack([np.full(len(s) - 1, i), s[:-1], s[1:]], 1) for i, s in enumerate(stops)]
     where = np.concatenate([np.empty((0, 3), dtype=np.int64), *where])
     row_ids = column('row_id')
-    return values, where, column('n_prompt'), np.arange(len(where)) if row_ids is None else row_ids
+    return values, where, column('n_prompt'), np.arange(start, start + len(where)) if row_ids is None else row_ids
 
 # %% ../nbs/00_data.ipynb #e6025130
 def _fill(blocks, size, pad_id):
@@ -378,7 +242,24 @@ def _choose(length, first, size, long):
     counts = dict(n_cut=too_long & keep, n_too_long_dropped=left_out, n_no_target_dropped=~has_target)
     return keep, {k: int(v.sum()) for k, v in counts.items()}
 
-# %% ../nbs/00_data.ipynb #c90821ec
+# %% ../nbs/00_data.ipynb #e0429e8a
+def _pack_part(examples, start, size, mask_prompt, long, rng, pad_id, counts):
+    "Yield tables of blocks, of about a million places each; add what is cut or left out to `counts`."
+    values, where, n_prompt, row_ids = _documents(examples, start)
+    if mask_prompt and n_prompt is None: raise ValueError('pack: mask_prompt=True needs n_prompt in each example')
+    first = np.maximum(n_prompt, 1) if mask_prompt else np.ones(len(where), dtype=np.int64)
+    keep, found = _choose(where[:, 2] - where[:, 1], first, size, long)
+    for k, n in found.items(): counts[k] = counts.get(k, 0) + n
+    where[:, 2] = np.minimum(where[:, 2], where[:, 1] + size)
+    chosen = np.flatnonzero(keep)
+    block = best_fit((where[:, 2] - where[:, 1])[chosen], size)
+    members = np.split(chosen[np.argsort(block, kind='stable')], np.cumsum(np.bincount(block))[:-1])
+    if rng: rng.shuffle(members)
+    n = max(1, 2**20 // size)
+    for part in (members[i:i + n] for i in range(0, len(members) if len(chosen) else 0, n)):
+        docs = [[(values[a][s:e], f) for (a, s, e), f in zip(where[m].tolist(), first[m].tolist())] for m in part]
+        yield _block_table(*_fill(docs, size, pad_id), [row_ids[m] for m in part])
+
 def pack(
     examples, # from `encode` or `encode_rows`: `input_ids`, `n_prompt`, perhaps `row_id`
     max_seq_len:int, # places in a block
@@ -387,25 +268,22 @@ def pack(
     seed:int=42, # of the order of the blocks; None: as best fit made them, the longest rows first
     pad_id:int=0, # stands in the places left over; no document sees it
     path=None, # a new folder to write the blocks to, for more than memory holds
+    window:int=100_000, # examples that are packed and shuffled together
 ) -> Dataset: # blocks: `input_ids`, `labels`, `position_ids`, each `[max_seq_len]`, and `row_ids`
     "Pack examples by best fit, each whole in one block. What is cut or left out: a warning, and in `block_facts`."
     if not isinstance(max_seq_len, (int, np.integer)) or max_seq_len < 2:
         raise ValueError(f'max_seq_len must be a whole number from 2, found {max_seq_len!r}')
-    values, where, n_prompt, row_ids = _documents(examples)
-    if mask_prompt and n_prompt is None: raise ValueError('pack: mask_prompt=True needs n_prompt in each example')
-    first = np.maximum(n_prompt, 1) if mask_prompt else np.ones(len(where), dtype=np.int64)
-    keep, counts = _choose(where[:, 2] - where[:, 1], first, max_seq_len, long)
-    if not keep.any(): raise ValueError(f'pack: {len(where)} examples, and nothing to predict in any: {counts}')
-    if any(counts.values()): warnings.warn(f'pack: max_seq_len={max_seq_len}, of {len(where)} examples {counts}')
-    where[:, 2] = np.minimum(where[:, 2], where[:, 1] + max_seq_len)
-    chosen = np.flatnonzero(keep)
-    block = best_fit((where[:, 2] - where[:, 1])[chosen], max_seq_len)
-    members = np.split(chosen[np.argsort(block, kind='stable')], np.cumsum(np.bincount(block))[:-1])
-    if seed is not None: random.Random(seed).shuffle(members)
-    def table(part):
-        docs = [[(values[a][s:e], f) for (a, s, e), f in zip(where[m].tolist(), first[m].tolist())] for m in part]
-        return _block_table(*_fill(docs, max_seq_len, pad_id), [row_ids[m] for m in part])
-    return _collect((table(members[i:i + 1000]) for i in range(0, len(members), 1000)), path, counts)
+    counts, rng = {}, None if seed is None else random.Random(seed)
+    def tables():
+        n_blocks = 0
+        for start, part in windows(examples, window):
+            for table in _pack_part(part, start, max_seq_len, mask_prompt, long, rng, pad_id, counts):
+                n_blocks += len(table)
+                yield table
+        if not n_blocks: raise ValueError(f'pack: {len(examples)} examples, and nothing to predict in any: {counts}')
+    blocks = collect(tables(), path, counts)
+    if any(counts.values()): warnings.warn(f'pack: max_seq_len={max_seq_len}, of {len(examples)} examples {counts}')
+    return blocks
 
 # %% ../nbs/00_data.ipynb #4349df41
 def unpack(
@@ -420,13 +298,14 @@ def unpack(
             out.append(dict(input_ids=b['input_ids'][s:e].tolist(), n_prompt=first, row_id=row_id))
     return sorted(out, key=lambda e: e['row_id'])
 
-# %% ../nbs/00_data.ipynb #9f61b44a
+# %% ../nbs/00_data.ipynb #91a8d31d
 def block_facts(
     blocks:Dataset, # from `pack`
 ) -> dict: # n_blocks, n_places, n_rows, n_tokens, n_targets, fill (tokens / places), and what `pack` cut or left out
     "Count what is in the blocks."
     n_places = n_rows = n_tokens = n_targets = 0
-    for part in blocks.with_format('numpy').iter(1000):
+    for _, part in windows(blocks.with_format('numpy'), 1000):
+        part = part[:]
         n_places += part['labels'].size
         n_targets += int((part['labels'] != -100).sum())
         for position_ids, row_ids in zip(part['position_ids'], part['row_ids']):
