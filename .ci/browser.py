@@ -62,6 +62,11 @@ wide = """() => {
   return [`${document.documentElement.scrollWidth} px wide`, ...all.slice(0, 3).map(e => e.outerHTML.slice(0, 120))]
 }"""
 
+turn = """async theme => {
+  document.documentElement.dataset.theme = document.documentElement.dataset.mode = theme
+  for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame)  // until it is painted so
+}"""
+
 
 def grave(page):
     "What axe-core finds serious or critical, with the first place of each."
@@ -80,7 +85,7 @@ def look(page, url, axe_source):
         for fault in page.evaluate(wide): yield f"{size['width']} px: {fault}"
         page.evaluate(axe_source)
         for theme in ('light', 'dark') if size is desk else ('light',):
-            page.evaluate("t => {document.documentElement.dataset.theme = document.documentElement.dataset.mode = t}", theme)
+            page.evaluate(turn, theme)
             for fault in grave(page): yield f"axe, {theme}, {size['width']} px: {fault}"
 
 

@@ -55,7 +55,7 @@ def lab():
                                 JUPYTERLAB_SETTINGS_DIR=f'{folder}/settings', WANDB_MODE='offline', HF_HUB_OFFLINE='1')
         command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--expose-app-in-browser',
                    '--IdentityProvider.token=', '--ServerApp.log_level=ERROR', f'--ServerApp.root_dir={folder}/nbs']
-        server = subprocess.Popen(command, env=env, cwd=folder)
+        server = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             yield f'http://127.0.0.1:{port}'
         finally:
@@ -134,7 +134,7 @@ def main(paths):
     with lab() as base, sync_playwright() as p:
         answers(base)
         page = browser(p).new_page(viewport=desk)
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)  # a machine may be busy
         for path in paths:
             faults = list(read(page, base, path))
             print(*(f'    FAULT {f}' for f in faults), sep='\n', end='\n' * bool(faults), flush=True)
