@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'STYLE', 'FIGURES', 'GROUPS', 'WORDS', 'YES', 'ABOUT', 'ENDING', 'check_out', 'get_rows', 'get_blocks',
            'prepare', 'matmul_speed', 'train_flops', 'disk_bytes', 'plan', 'ask_all_rows', 'measure', 'judge_answers',
            'curves', 'show_figure', 'figures_table', 'tiles', 'answers_table', 'verdict_part', 'whole_page',
-           'report_page', 'reporting', 'card_figures', 'tracked', 'validator', 'side_by_side', 'finetune', 'run',
+           'report_page', 'reporting', 'card_figures', 'tracked', 'validator', 'side_by_side', 'run', 'finetune',
            'strict', 'run_command', 'reader', 'make_parser', 'summary', 'main']
 
 # %% ../nbs/appendix/finetune.ipynb #4b66c598
@@ -219,7 +219,7 @@ def judge_answers(
 
 NAMES = 'before', 'after' # what the judge's pages call the two models
 
-# %% ../nbs/appendix/finetune.ipynb #61eb73db
+# %% ../nbs/appendix/finetune.ipynb #e8501f85
 STYLE = '''
 :root { color-scheme: light dark; --line: #8884; --good: #2a9d55; --bad: #d0564b; --soft: #8881 }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -240,6 +240,7 @@ svg { max-width: 100%; height: auto } svg text { fill: currentColor } summary { 
   .wide td::before { content: attr(data-label); display: block; font-size: .8rem; opacity: .7 } }
 '''
 
+# %% ../nbs/appendix/finetune.ipynb #3b2542fa
 def curves(
     history # of `fit`
 ): # an <svg> with loss and learning rate over the steps, in the page's own colours
@@ -429,17 +430,7 @@ def side_by_side(
         return both | (dict(right_before=score(row, b[0]), right_after=score(row, a[0])) if known else {})
     return [join(*x) for x in zip(rows, before, after)]
 
-# %% ../nbs/appendix/finetune.ipynb #e3cfff6e
-def finetune(
-    cfg # `Config`
-): # the report: before, after, judge, seconds, config; None after a dry run
-    "Tune a model on instructions, from rows to a judged answer; the report and the model are written into `cfg.out`"
-    t, out = time.perf_counter(), check_out(cfg)
-    r = prepare(cfg); print(plan(cfg, r))
-    if cfg.dry_run: return None
-    _same_run(cfg, out)
-    with reporting(cfg, out), tracked(cfg): return run(cfg, r, out, t)
-
+# %% ../nbs/appendix/finetune.ipynb #04d970af
 def run(
     cfg, r, # `Config`, and what `prepare` gave
     out, # the run's folder
@@ -464,6 +455,17 @@ def run(
     _write(out/'report.html', report_page(report, generations, history))
     _write_json(out/'report.json', report)
     return report
+
+# %% ../nbs/appendix/finetune.ipynb #9c3a2717
+def finetune(
+    cfg # `Config`
+): # the report: before, after, judge, seconds, config; None after a dry run
+    "Tune a model on instructions, from rows to a judged answer; the report and the model are written into `cfg.out`"
+    t, out = time.perf_counter(), check_out(cfg)
+    r = prepare(cfg); print(plan(cfg, r))
+    if cfg.dry_run: return None
+    _same_run(cfg, out)
+    with reporting(cfg, out), tracked(cfg): return run(cfg, r, out, t)
 
 # %% ../nbs/appendix/finetune.ipynb #c357d42b
 def strict(
@@ -522,7 +524,7 @@ def reader(
             raise argparse.ArgumentTypeError(f'{text!r}: expected {expected}') from None
     return read
 
-# %% ../nbs/appendix/finetune.ipynb #16d82c4d
+# %% ../nbs/appendix/finetune.ipynb #e482d115
 def _add_option(group, name, kind, doc, default):
     "Add the option for one field"
     flags = ['--model', '--model_id'] if name == 'model_id' else [f'--{name}']
@@ -535,6 +537,7 @@ def _add_option(group, name, kind, doc, default):
     if kind is bool: group.add_argument(f'--no-{name}', f'--no_{name}', dest=name, default=argparse.SUPPRESS,
                                         action='store_const', const=False, help=argparse.SUPPRESS)
 
+# %% ../nbs/appendix/finetune.ipynb #e2373815
 def _preset(text):
     if text in PRESETS: return text
     raise argparse.ArgumentTypeError(f'{text!r}: expected one of {", ".join(PRESETS)}')
