@@ -155,7 +155,7 @@ def _read(model, ids, queue, n):
     x, mask, position_ids = left_pad([ids[i][n_head:] for i in rows], n_head)
     return _forward(model, SimpleNamespace(rows=rows, cache=cache, mask=mask), x, position_ids)
 
-# %% ../nbs/03_validate.ipynb #465c08b1
+# %% ../nbs/03_validate.ipynb #32e251d9
 def _stack(a, b, dim):
     "One tensor on top of the other, the shorter padded on the left of `dim`."
     size = max(a.shape[dim], b.shape[dim])
@@ -170,15 +170,21 @@ def _join(a, b):
     return SimpleNamespace(rows=a.rows + b.rows, cache=a.cache, mask=_stack(a.mask, b.mask, -1),
                            pos=torch.cat([a.pos, b.pos]), logits=torch.cat([a.logits, b.logits]))
 
+def _leave(s, keep):
+    "Keep these rows only, and no place on the left that is padding in all of them."
+    k = torch.tensor(keep)
+    s.rows, s.mask, s.pos = [s.rows[j] for j in keep], s.mask[k], s.pos[k]
+    n_cut = int(s.mask.argmax(1).min())
+    s.mask = s.mask[:, n_cut:]
+    for l in s.cache.layers: l.keys, l.values = l.keys[k, :, n_cut:], l.values[k, :, n_cut:]
+
 def _step(model, s, tokens, keep):
-    "Drop the rows that are done; give the others their new token. None where no row is left."
+    "Give the rows their new token; those not to keep leave before, if they are a quarter. None where no row is left."
     if not keep: return
-    if len(keep) < len(s.rows):
-        k = torch.tensor(keep)
-        s.cache.reorder_cache(k)
-        s.rows, s.mask, s.pos, tokens = [s.rows[j] for j in keep], s.mask[k], s.pos[k], tokens[k]
+    s.pos[keep] += 1
+    if 4 * len(keep) <= 3 * len(s.rows): _leave(s, keep); tokens = tokens[keep]
     s.mask = F.pad(s.mask, (0, 1), value=1)
-    return _forward(model, s, tokens[:, None], s.pos + 1)
+    return _forward(model, s, tokens[:, None], s.pos)
 
 # %% ../nbs/03_validate.ipynb #ea078b6c
 def _dice(seed, n):
@@ -211,30 +217,30 @@ def _eos_ids(model, tokenizer):
     eos = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
 
-# %% ../nbs/03_validate.ipynb #df788fb3
+# %% ../nbs/03_validate.ipynb #de0fea76
 def _answer_all(model, ids, room, bs, settings, eos, bar):
     "The new ids of each prompt, and whether an end token closed them."
     dice = _dice(settings['seed'], len(ids)) if settings['temperature'] else None
     answers, stopped, queue, s = [[] for _ in ids], [False] * len(ids), shared_heads(ids, n_min=min(8, bs)), None
+    done = lambda i: stopped[i] or len(answers[i]) == room[i]
     while queue or s:
-        n_free = bs - (len(s.rows) if s else 0)
-        if queue and 2 * n_free >= bs: s = _join(s, _read(model, ids, queue, n_free))
-        tokens, keep = _choose(s, settings, dice), []
-        for j, (i, t) in enumerate(zip(s.rows, tokens.tolist())):
+        if queue and (s is None or len(s.rows) < bs): s = _join(s, _read(model, ids, queue, bs))
+        tokens = _choose(s, settings, dice)
+        for i, t in zip(s.rows, tokens.tolist()):
+            if done(i): continue
             if t in eos: stopped[i] = True
             else: answers[i].append(t)
-            if not stopped[i] and len(answers[i]) < room[i]: keep.append(j)
-        bar.update(len(s.rows) - len(keep))
-        s = _step(model, s, tokens, keep)
+            bar.update(done(i))
+        s = _step(model, s, tokens, [j for j, i in enumerate(s.rows) if not done(i)])
     return answers, stopped
 
-# %% ../nbs/03_validate.ipynb #e767b159
+# %% ../nbs/03_validate.ipynb #3e222ff0
 def generate(
     model, # a causal language model of the Llama kind
     tokenizer, # its tokenizer
     prompts, # list of texts, as `make_prompt` writes them
     max_new_tokens:int|None=256, # for each prompt; None: the model's GenerationConfig, here and in the next two
-    bs:int=16, # prompts answered at a time
+    bs:int=16, # prompts read at a time: when fewer are being answered, the next join in (together at most 2 bs - 1)
     temperature:float|None=0., # 0: the likeliest token, always
     top_p:float|None=1., # draw from the likeliest tokens that together have this probability
     seed:int|None=None, # of the sampling; a prompt's darts depend on the seed and its place in the list alone
@@ -243,7 +249,7 @@ def generate(
     precision:str='auto', # as in `fit`
     progress:bool=True # show a bar where it takes longer than two seconds
 )->list: # new text only, in the order of the prompts; with `with_stop` tuples (text, ended by EOS?)
-    "Answer all prompts: longest first, left-padded, a free seat to the next. ValueError names a prompt without room."
+    "Answer all prompts, longest first; new ones take the places of those that are done. ValueError names one too long."
     if isinstance(prompts, str): raise TypeError(f'prompts is one text ({prompts[:40]!r}): expected a list')
     if not isinstance(bs, int) or bs < 1: raise ValueError(f'bs={bs!r}: expected a whole number from 1')
     settings, prompts = gen_settings(model, max_new_tokens, temperature, top_p, seed), list(prompts)
