@@ -7,9 +7,9 @@ __all__ = ['templates', 'load_rows', 'split_rows', 'make_prompt', 'encode', 'enc
            'unpack', 'block_facts', 'plot_tokens', 'isolation_error', 'BatchOrder', 'get_dls', 'show_block',
            'browse_blocks']
 
-# %% ../nbs/00_data.ipynb #23f18161
+# %% ../nbs/00_data.ipynb #862e8a71
 import html, json, random, re, warnings
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 import numpy as np, pyarrow as pa, torch
 from datasets import Dataset
@@ -53,13 +53,26 @@ def split_rows(
     if not train: raise ValueError(f'split_rows: no training row is left, all {n_same} ask what an eval row asks')
     return rows.select(train), rows.select(order[-n_eval:])
 
-# %% ../nbs/00_data.ipynb #b54ee428
-_task = 'Below is an instruction that describes a task'
-_write = 'Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n'
-_more = ', paired with an input that provides further context'
-_stanford = (f'{_task}{_more}. {_write}### Input:\n{{input}}\n\n### Response:', f'{_task}. {_write}### Response:')
+# %% ../nbs/00_data.ipynb #0f7b1860
+_with_input = """Below is an instruction that describes a task, paired with an input that provides further context. \
+Write a response that appropriately completes the request.
 
-templates = {'alpaca': tuple(t + '\n' for t in _stanford), 'stanford': _stanford}  # name: (with input, without)
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:"""
+_without = """Below is an instruction that describes a task. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Response:"""
+
+templates = {'alpaca': (_with_input + '\n', _without + '\n'), 'stanford': (_with_input, _without)}
 
 # %% ../nbs/00_data.ipynb #89e8e3a4
 def make_prompt(
@@ -189,12 +202,13 @@ def best_fit(
         if room: blocks_with[room].append(b); rooms |= 1 << room
     return block
 
-# %% ../nbs/00_data.ipynb #699f1d17
+# %% ../nbs/00_data.ipynb #2c60041c
 def _documents(examples, start=0):
     "Arrays of ids; for each example (array, start, stop) `[n, 3]`; prompt lengths or None; row numbers, from `start`."
     if isinstance(examples, Dataset):
         table = examples.with_format('arrow')[:]
-        parts = table['input_ids'].cast(pa.list_(table['input_ids'].type.value_type)).chunks
+        ids = table['input_ids']
+        parts = (ids if pa.types.is_list(ids.type) else ids.cast(pa.list_(ids.type.value_type))).chunks
         values, stops = [p.values.to_numpy() for p in parts], [p.offsets.to_numpy() for p in parts]
         column = lambda k: table[k].to_numpy() if k in table.column_names else None
     else:
@@ -242,9 +256,9 @@ def _choose(length, first, size, long):
     counts = dict(n_cut=too_long & keep, n_too_long_dropped=left_out, n_no_target_dropped=~has_target)
     return keep, {k: int(v.sum()) for k, v in counts.items()}
 
-# %% ../nbs/00_data.ipynb #e0429e8a
+# %% ../nbs/00_data.ipynb #743681a1
 def _pack_part(examples, start, size, mask_prompt, long, rng, pad_id, counts):
-    "Yield tables of blocks, of about a million places each; add what is cut or left out to `counts`."
+    "Yield tables of blocks, of about half a million places each; add what is cut or left out to `counts`."
     values, where, n_prompt, row_ids = _documents(examples, start)
     if mask_prompt and n_prompt is None: raise ValueError('pack: mask_prompt=True needs n_prompt in each example')
     first = np.maximum(n_prompt, 1) if mask_prompt else np.ones(len(where), dtype=np.int64)
@@ -255,7 +269,7 @@ def _pack_part(examples, start, size, mask_prompt, long, rng, pad_id, counts):
     block = best_fit((where[:, 2] - where[:, 1])[chosen], size)
     members = np.split(chosen[np.argsort(block, kind='stable')], np.cumsum(np.bincount(block))[:-1])
     if rng: rng.shuffle(members)
-    n = max(1, 2**20 // size)
+    n = max(1, 2**19 // size)
     for part in (members[i:i + n] for i in range(0, len(members) if len(chosen) else 0, n)):
         docs = [[(values[a][s:e], f) for (a, s, e), f in zip(where[m].tolist(), first[m].tolist())] for m in part]
         yield _block_table(*_fill(docs, size, pad_id), [row_ids[m] for m in part])

@@ -161,7 +161,7 @@ def open_rows(
     if split not in ds: raise ValueError(f'rows: {str(path)!r} has no split {split!r}, found {list(ds)}')
     return ds[split]
 
-# %% ../nbs/appendix/rows.ipynb #61bf2d70
+# %% ../nbs/appendix/rows.ipynb #610d6e3f
 def windows(
     ds, # a Dataset or a list
     size:int, # entries of a part
@@ -171,6 +171,14 @@ def windows(
         stop, is_ds = min(start + size, len(ds)), isinstance(ds, Dataset)
         if start and is_ds and ds.cache_files: ds = pickle.loads(pickle.dumps(ds))
         yield start, ds.select(range(start, stop)) if is_ds else ds[start:stop]
+
+def _gathered(tables, n_bytes=2**23):
+    "Tables put together to about 8 MB each: a file of few, large pieces takes less to open."
+    held = []
+    for t in tables:
+        held.append(t)
+        if sum(t.nbytes for t in held) >= n_bytes: yield pa.concat_tables(held); held = []
+    if held: yield pa.concat_tables(held)
 
 def collect(
     tables, # an iterable of Arrow tables
@@ -187,7 +195,7 @@ def collect(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         with ArrowWriter(path=f'{folder}/all.arrow', features=Features.from_arrow_schema(first.schema)) as writer:
-            for t in chain([first], tables): writer.write_table(t)
+            for t in _gathered(chain([first], tables)): writer.write_table(t, len(t))
             writer.finalize()
         dataset(first[:1]).save_to_disk(f'{folder}/saved')     # the folder as datasets wants it, with one entry;
         os.replace(f'{folder}/all.arrow', *Path(folder, 'saved').glob('*.arrow'))    # now with all
