@@ -104,7 +104,7 @@ def main(patterns):
     if not pages: sys.exit(f'no page in {site}: run python site/build.py first')
     base, source, n_faults = serve(), axe(), 0
     with sync_playwright() as p:
-        page, seen = browser(p).new_page(), []
+        page, seen = browser(p).new_page(reduced_motion='reduce'), []  # colours change at once
         page.set_default_timeout(120_000)  # a machine may be busy
         watch(page, base, seen)
         for path in pages:
