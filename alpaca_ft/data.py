@@ -256,7 +256,7 @@ def _choose(length, first, size, long):
     counts = dict(n_cut=too_long & keep, n_too_long_dropped=left_out, n_no_target_dropped=~has_target)
     return keep, {k: int(v.sum()) for k, v in counts.items()}
 
-# %% ../nbs/00_data.ipynb #743681a1
+# %% ../nbs/00_data.ipynb #5ea7b33d
 def _pack_part(examples, start, size, mask_prompt, long, rng, pad_id, counts):
     "Yield tables of blocks, of about half a million places each; add what is cut or left out to `counts`."
     values, where, n_prompt, row_ids = _documents(examples, start)
@@ -274,6 +274,7 @@ def _pack_part(examples, start, size, mask_prompt, long, rng, pad_id, counts):
         docs = [[(values[a][s:e], f) for (a, s, e), f in zip(where[m].tolist(), first[m].tolist())] for m in part]
         yield _block_table(*_fill(docs, size, pad_id), [row_ids[m] for m in part])
 
+# %% ../nbs/00_data.ipynb #53f7508d
 def pack(
     examples, # from `encode` or `encode_rows`: `input_ids`, `n_prompt`, perhaps `row_id`
     max_seq_len:int, # places in a block

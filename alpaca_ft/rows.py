@@ -99,7 +99,7 @@ def check_rows(
     refuse(name, problems)
     if keys is None: raise ValueError(f'{name}: is empty, found no row')
 
-# %% ../nbs/appendix/rows.ipynb #20a8f2da
+# %% ../nbs/appendix/rows.ipynb #4e1d0d89
 def _column(rows, k, name):
     "One column as Arrow keeps it."
     try: return pa.array([r[k] for r in rows])
@@ -118,6 +118,7 @@ def to_dataset(
     except pa.ArrowException as e: raise ValueError(f'{name}: a column mixes types: {e}') from e
     return Dataset(table, fingerprint=uuid.uuid4().hex)      # datasets would copy all rows to make up a name
 
+# %% ../nbs/appendix/rows.ipynb #879369f3
 def check_dataset(
     ds:Dataset, # rows
     name:str, # where they are from, in errors
@@ -161,7 +162,7 @@ def open_rows(
     if split not in ds: raise ValueError(f'rows: {str(path)!r} has no split {split!r}, found {list(ds)}')
     return ds[split]
 
-# %% ../nbs/appendix/rows.ipynb #610d6e3f
+# %% ../nbs/appendix/rows.ipynb #ef125461
 def windows(
     ds, # a Dataset or a list
     size:int, # entries of a part
@@ -172,6 +173,7 @@ def windows(
         if start and is_ds and ds.cache_files: ds = pickle.loads(pickle.dumps(ds))
         yield start, ds.select(range(start, stop)) if is_ds else ds[start:stop]
 
+# %% ../nbs/appendix/rows.ipynb #3c4db521
 def _gathered(tables, n_bytes=2**23):
     "Tables put together to about 8 MB each: a file of few, large pieces takes less to open."
     held = []
