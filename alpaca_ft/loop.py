@@ -8,7 +8,7 @@ __all__ = ['HeadLoss', 'head_loss', 'plain_head', 'lm_loss', 'Accuracy', 'count_
            'plot_history', 'report', 'eval_record', 'fit', 'try_worst', 'widest_dtype', 'write_weights', 'model_card',
            'save_model', 'log_model', 'upload']
 
-# %% ../nbs/02_loop.ipynb #864317e4
+# %% ../nbs/02_loop.ipynb #653b2776
 import json, math, os, shutil, time
 from contextlib import nullcontext
 from itertools import islice
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import Checkpointer, check_finite, explain_oom, finish_step_on_ctrl_c, track
 from .config import Config
+from .freeze import checkpoint_layers
 
 # %% ../nbs/02_loop.ipynb #3a795a3d
 class HeadLoss(torch.autograd.Function):
@@ -259,11 +260,11 @@ def eval_record(
     keep = {k: v for k, v in (figures or {}).items() if isinstance(v, (bool, int, float, str))}
     return {k if k.startswith('eval_') else f'eval_{k}': v for k, v in keep.items()}
 
-# %% ../nbs/02_loop.ipynb #afa6b011
+# %% ../nbs/02_loop.ipynb #5cd3f084
 def fit(
     model, # frozen already; its trained parameters change
     train_dl, # yields batches that `lm_loss` takes
-    cfg:Config, # decides everything else
+    cfg:Config, # decides everything else; with gradient_checkpointing the trained layers are checkpointed
     out=None, # folder for checkpoints; None: none are written
     validate=None, # validate(model, step) -> dict, called at each epoch's end, or every cfg.eval_every steps
     resume:bool=False, # go on from the newest checkpoint in `out`, if there is one
@@ -271,6 +272,7 @@ def fit(
     progress:bool=True # show a bar
 )->History: # one record a step
     "Train: for each step, sum the loss over its micro-batches, divide the gradient once by all targets, clip, step."
+    if cfg.gradient_checkpointing: checkpoint_layers(model)
     params = [p for p in model.parameters() if p.requires_grad]
     _, n_steps = count_steps(len(train_dl), cfg)
     opt = make_opt(model, cfg)
@@ -308,15 +310,16 @@ def fit(
     model.eval()
     return history
 
-# %% ../nbs/02_loop.ipynb #5bd7c329
+# %% ../nbs/02_loop.ipynb #d32c9968
 def try_worst(
     model, # as for `fit`; its weights stay as they are
     train_dl, # one batch is read
-    cfg:Config # decides the precision
+    cfg:Config # decides precision and checkpointing
 )->dict: # seconds; peak_bytes (GPU memory, None elsewhere)
     "Do one forward and backward with a target everywhere, beside Adam's state; MemoryError if it does not fit."
     batch = to_device(next(iter(train_dl)), model.device)
     batch |= dict(labels=torch.zeros_like(batch['labels']))
+    if cfg.gradient_checkpointing: checkpoint_layers(model)
     params, on_gpu = [p for p in model.parameters() if p.requires_grad], model.device.type == 'cuda'
     if on_gpu: torch.cuda.reset_peak_memory_stats(model.device)
     start = time.perf_counter()
