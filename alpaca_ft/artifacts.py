@@ -46,7 +46,7 @@ def restore(
             yield start, *(np.stack(part[k]).astype(np.int32) for k in ('input_ids', 'labels'))
     return collect(_restored(parts(), bos_token_id, name), path)
 
-# %% ../nbs/appendix/artifacts.ipynb #06506062
+# %% ../nbs/appendix/artifacts.ipynb #ffca0d9e
 def _json_block(line, where, size):
     "Ids and labels of one line. ValueError if it is not a block; `size`: places in the first one, 0 if there is none."
     try: block = json.loads(line)
@@ -60,6 +60,7 @@ def _json_block(line, where, size):
         raise ValueError(f'{where}: {len(ids)} input_ids and {len(labels)} labels, expected {expected}')
     return ids, labels
 
+# %% ../nbs/appendix/artifacts.ipynb #822ca23c
 def read_jsonl(
     path, # a file of packed blocks, one a line
     bos_token_id:int=1, # begins each document
