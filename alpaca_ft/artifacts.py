@@ -77,7 +77,7 @@ def read_jsonl(
             start += len(some)
     with open(path) as f: return collect(_restored(parts(f), bos_token_id, path.name))
 
-# %% ../nbs/appendix/artifacts.ipynb #aee5c4e9
+# %% ../nbs/appendix/artifacts.ipynb #362b23ee
 def _digests(path):
     "sha256 of each file in a folder but the facts themselves."
     found = {}
@@ -91,6 +91,7 @@ def tokenizer_hash(
     "Name a vocabulary by its content."
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
+# %% ../nbs/appendix/artifacts.ipynb #0d727a03
 def publish(
     train:Dataset, # blocks, from `pack`
     eval:Dataset, # blocks
