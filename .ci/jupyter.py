@@ -6,7 +6,7 @@ Works on a copy of nbs/. Prints, for each, the seconds beside what the notebook 
 code 1 if a cell fails, a lesson takes over three minutes, or a widget's picture never changes. Needs `pip install jupyterlab playwright`
 beside `.[dev]`, and Chromium (see browser.py); SHOTS=FOLDER keeps a picture of each widget before and after.
 """
-import json, os, re, shutil, socket, subprocess, sys, tempfile, time, urllib.request
+import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,6 +131,7 @@ def main(paths):
     "Read the notebooks, print their faults, return the exit code."
     paths = [Path(p).resolve() for p in paths] or [*sorted(nbs.glob('0*.ipynb')), *filter(has_widget, sorted((nbs/'appendix').glob('*.ipynb')))]
     n_faults = 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('ended'))  # so that JupyterLab ends too
     with lab() as base, sync_playwright() as p:
         answers(base)
         page = browser(p).new_page(viewport=desk)
