@@ -84,6 +84,8 @@ def code_cell(cell, models, where):
         if o.data[view]['model_id'] not in models: raise ValueError(f'{where}: a widget whose state is not stored')
         drawn = widget(models, o.data[view]['model_id'])
         o.data = {'text/html': f'<div class="widget">{drawn}<p>It can be moved where the notebook runs.</p></div>'}
+    for o in cell.outputs:  # Sphinx resolves no links in what a cell prints
+        if text := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = re.sub(r'(\]\((?!\w+:)[^)]+)\.ipynb', r'\1.html', text)
     picture_text(cell, where)
     return cell if cell.source or cell.outputs else None
 
