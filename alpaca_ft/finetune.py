@@ -11,7 +11,7 @@ __all__ = ['NAMES', 'STYLE', 'FIGURES', 'GROUPS', 'WORDS', 'YES', 'ABOUT', 'ENDI
 
 # %% ../nbs/appendix/finetune.ipynb #4b66c598
 import argparse, difflib, io, json, os, re, shutil, sys, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -66,14 +66,13 @@ def prepare(
 ): # namespace: model, tokenizer, train, held, known, blocks, train_dl, eval_dl, asked (rows to answer), params
     "Check everything, load everything: all that can go wrong does so here"
     from alpaca_ft.data import get_dls, make_prompt
-    from alpaca_ft.freeze import checkpoint_layers, count_params, freeze, load_model
+    from alpaca_ft.freeze import count_params, freeze, load_model
     from alpaca_ft.judge import make_client
     if cfg.template != 'chat': make_prompt(dict(instruction=''), cfg.template)
     if cfg.judge_model: make_client(cfg.judge_url)
     train, held, known = get_rows(cfg)
     model, tokenizer = load_model(cfg.model_id)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
-    if cfg.gradient_checkpointing: checkpoint_layers(model)
     blocks, eval_blocks = (get_blocks(r, tokenizer, cfg) for r in (train, held))
     train_dl, eval_dl = get_dls(blocks, eval_blocks, cfg.batch_size, cfg.seed)
     n_asked = len(held) if known else max(cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
@@ -140,8 +139,8 @@ def plan(
 ): # text
     "Say what a run will take: rows, blocks, steps, parameters, memory, time, disk"
     from alpaca_ft.freeze import memory_ledger
-    from alpaca_ft.loop import count_steps
-    mixed = cfg.precision == 'bf16' or (cfg.precision == 'auto' and r.model.device.type == 'cuda')
+    from alpaca_ft.loop import autocast_for, count_steps
+    mixed = not isinstance(autocast_for(r.model, cfg.precision), nullcontext)
     led = memory_ledger(r.model.config, cfg.n_freeze, cfg.batch_size, cfg.max_seq_len, cfg.freeze_embed, cfg.tied,
                         cfg.gradient_checkpointing, precision='mixed' if mixed else 'fp32')
     per_epoch, n_steps = count_steps(len(r.train_dl), cfg)
@@ -382,12 +381,12 @@ def _before(cfg, out, *args):
 
 def _same_run(cfg, out):
     "Write the configuration, or hold a resumed run to the one that stands there"
-    path, here = out/'config.json', asdict(cfg)
+    from alpaca_ft.checkpoint import NO_DIFFERENCE, differences
+    path = out/'config.json'
     if cfg.resume and path.exists():
-        there, free = asdict(Config.load(path)), ('out', 'resume', 'dry_run')
-        diff = [f'{k}: {there[k]!r} there, {here[k]!r} here' for k in here if k not in free and here[k] != there[k]]
-        if diff: raise ValueError(f'{out} holds another run: ' + '; '.join(diff))
-    _write_json(path, here)
+        there, here = ({k: v for k, v in asdict(c).items() if k not in NO_DIFFERENCE} for c in (Config.load(path), cfg))
+        if diff := differences(there, here): raise ValueError(f'{out} holds another run: ' + '; '.join(diff))
+    _write_json(path, asdict(cfg))
 
 def card_figures(
     before, after # dicts with the keys of `FIGURES`
