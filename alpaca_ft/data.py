@@ -336,7 +336,7 @@ def plot_tokens(
 ): # a matplotlib figure
     "Draw where the places of a batch go: predicted, only read, padding."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(7, .7 + .4 * len(ways)))
+    fig, ax = plt.subplots(figsize=(7, .7 + .4 * len(ways)), layout='constrained')
     left = np.zeros(len(ways))
     parts = {'predicted': ('n_targets', None, '#2ca02c'), 'only read': ('n_tokens', 'n_targets', '#9aa0a6'),
              'padding': ('n_places', 'n_tokens', '#d62728')}
