@@ -240,7 +240,7 @@ def generate(
     tokenizer, # its tokenizer
     prompts, # list of texts, as `make_prompt` writes them
     max_new_tokens:int|None=256, # for each prompt; None: the model's GenerationConfig, here and in the next two
-    bs:int=16, # prompts read at a time: when fewer are being answered, the next join in (together at most 2 bs - 1)
+    bs:int=16, # batch size: prompts read at a time; the next join once fewer are in work (at most 2 bs - 1 together)
     temperature:float|None=0., # 0: the likeliest token, always
     top_p:float|None=1., # draw from the likeliest tokens that together have this probability
     seed:int|None=None, # of the sampling; a prompt's darts depend on the seed and its place in the list alone
