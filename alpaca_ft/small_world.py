@@ -368,7 +368,7 @@ def add_wordings(
         name, known, new = re.fullmatch(r'(\w+)\n(.*)\n  new: (.*)', block, re.S).groups()
         WORDINGS[name] = tuple([w.strip() for w in ' '.join(t.split()).split(' / ')] for t in (known, new))
 
-# %% ../nbs/appendix/small_world.ipynb #474a41c2
+# %% ../nbs/appendix/small_world.ipynb #43903244
 add_wordings('''
 past
   (Put|Write|Rewrite) the sentence in the past tense. / (Change|Turn|Move) the sentence (to|into) the past tense.
@@ -390,6 +390,10 @@ polite
   Turn the order into a polite question. / Rewrite the (sentence|order) politely. / Make it more polite. / Write
   the order in a polite way. / Change the order so that it is polite.
   new: Put the sentence in a polite way. / Ask this politely. / Turn the sentence into a polite one.
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #2b902d1a
+add_wordings('''
 recolour
   Change the colour to {c}. / Make it {c}. / Paint it {c}. / Rewrite the sentence with {c} as the colour. /
   Replace the colour (with|by) {c}. / Use {c} as the colour. / Turn the thing {c}. / Write the sentence with {c}.
@@ -414,7 +418,7 @@ feeling
   new: Do you know how {n} feels? / What feeling does {n} have? / How do you think {n} feels?
 ''')
 
-# %% ../nbs/appendix/small_world.ipynb #1cffb03d
+# %% ../nbs/appendix/small_world.ipynb #556a901b
 add_wordings('''
 count
   How many words (are in the list|are there|do you see|does the list have)? / Count the words(| in the list). /
@@ -437,6 +441,10 @@ alphabetical
   in alphabetical order. / Which order do the words have in the alphabet?
   new: Give me the words in alphabetical order. / Order the list alphabetically. / Can you put the words in order
   of the alphabet?
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #24af2f76
+add_wordings('''
 odd
   Which word (does not belong|is the odd one out|does not fit)? / (Find|Name|Pick) the odd one out. / Which one is
   different from the others? / Which word is not like the others? / Find the word that does not (belong|fit). /
@@ -448,7 +456,7 @@ repeat
   new: Repeat this. / Copy this text. / Say the same thing again.
 ''')
 
-# %% ../nbs/appendix/small_world.ipynb #1b0fb373
+# %% ../nbs/appendix/small_world.ipynb #879e039c
 add_wordings('''
 opposite
   What is the opposite of {w}? / (Give|Tell) me the opposite of {w}. / (Name|Write|Say) the opposite of {w}. /
@@ -464,6 +472,10 @@ pastword
   / Put {w} in the past tense. / Which word is the past tense of {w}? / What is the past of {w}? / Find the past
   tense of {w}.
   new: Do you know the past tense of {w}? / What is {w} in the past tense? / Say {w} in the past tense.
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #e1011b81
+add_wordings('''
 eat
   What does {x} eat? / (Tell me|Say) what {x} eats. / Name the food of {x}. / Which food does {x} eat? / What is
   the food of {x}?
@@ -488,6 +500,10 @@ work
   Where does {x} work? / (Tell me|Say) where {x} works. / Name the place where {x} works. / In which place does
   {x} work?
   new: Do you know where {x} works? / What is the place where {x} works? / Which place does {x} work at?
+''')
+
+# %% ../nbs/appendix/small_world.ipynb #e737a55e
+add_wordings('''
 bigger
   (Which|What|Who) is bigger, {x} or {y}? / Which animal is bigger, {x} or {y}? / (Tell me|Say) which is bigger,
   {x} or {y}. / Name the bigger one, {x} or {y}. / Do you know which is bigger, {x} or {y}? / Which of the two is
@@ -920,7 +936,7 @@ def _step(model, opts, xb, share):
         opt.step(); opt.zero_grad()
     return loss.item()
 
-# %% ../nbs/appendix/small_world.ipynb #caa6a6b0
+# %% ../nbs/appendix/small_world.ipynb #87b40fe9
 def _write_whole(path, write):
     "Call `write(temporary path)` and move the result to `path`: there whole or not at all"
     tmp = Path(f'{path}.part')
@@ -938,11 +954,11 @@ def _save_state(ckpt, model, opts, step, log, how):
 def _load_state(ckpt, model, opts, how):
     "Go on where `ckpt` was written; returns step and log"
     import torch
+    from alpaca_ft.checkpoint import differences
     if not ckpt.exists(): return 0, []
     state = torch.load(ckpt, weights_only=True)
-    there = json.loads(state['how'])
-    diff = [f'{k}: {there[k]!r} there, {how[k]!r} here' for k in how if there[k] != how[k]]
-    if diff: raise ValueError(f'{ckpt} is of another run: ' + '; '.join(diff))
+    if diff := differences(json.loads(state['how']), how):
+        raise ValueError(f'{ckpt} is of another run: ' + '; '.join(diff))
     model.load_state_dict(state['model'])
     for o, s in zip(opts, state['opts']): o.load_state_dict(s)
     return state['step'], json.loads(state['log'])
