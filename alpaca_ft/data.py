@@ -430,7 +430,7 @@ def _pieces(block, tokenizer):
 _style = """<style>.aft {font: 13px/1.7 monospace; overflow-wrap: anywhere}
 .aft b, .aft span, .aft s {margin-right: 1px; border-radius: 2px; text-decoration: none}
 .aft b {background: rgba(46,160,67,.35); font-weight: 600} .aft span {background: rgba(128,128,128,.16)}
-.aft s {opacity: .45}
+.aft s {opacity: .7}
 .aft i {border-left: 3px solid #d62728; padding: 0 4px; font-size: 11px}</style>"""
 
 def _block_html(block, tokenizer):
