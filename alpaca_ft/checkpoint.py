@@ -197,14 +197,13 @@ def check_finite(
 def oom_advice(
     hf_config, # of the model
     cfg, # `Config` of the run that did not fit
-    device:str='cuda' # decides the precision that the ledger counts with
+    mixed:bool=True # bf16 by autocast, as `fit` does on a GPU? else fp32
 )->str: # some lines of text
     "Predict the memory of the run as configured, and of the same steps with smaller pieces."
     from alpaca_ft.freeze import memory_ledger
-    kind = 'mixed' if cfg.precision == 'bf16' or (cfg.precision == 'auto' and device == 'cuda') else 'fp32'
     def gb(bs=cfg.batch_size, ckpt=cfg.gradient_checkpointing, n_freeze=cfg.n_freeze):
         d = memory_ledger(hf_config, n_freeze, bs, cfg.max_seq_len, cfg.freeze_embed, cfg.tied, checkpointing=ckpt,
-            precision=kind)
+            precision='mixed' if mixed else 'fp32')
         return f'{d["total"] / 1e9:.2f} GB'
     lines = [f'out of memory: batch_size={cfg.batch_size} x max_seq_len={cfg.max_seq_len} needs {gb()} by the ledger']
     if cfg.batch_size > 1:
@@ -227,7 +226,8 @@ def explain_oom(
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
         ran_out = isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
         if not ran_out: raise
-        raise MemoryError(oom_advice(model.config, cfg, model.device.type)) from e
+        from alpaca_ft.loop import uses_bf16
+        raise MemoryError(oom_advice(model.config, cfg, uses_bf16(model.device, cfg.precision))) from e
 
 # %% ../nbs/appendix/checkpoint.ipynb #3d235c96
 _given_up = [] # runs that failed

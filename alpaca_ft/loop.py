@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HeadLoss', 'head_loss', 'plain_head', 'lm_loss', 'Accuracy', 'count_steps', 'open_epoch', 'step_batches',
-           'scale_grads', 'check_grads', 'lr_factor', 'make_opt', 'autocast_for', 'to_device', 'History',
+           'scale_grads', 'check_grads', 'lr_factor', 'make_opt', 'uses_bf16', 'autocast_for', 'to_device', 'History',
            'plot_history', 'report', 'eval_record', 'fit', 'try_worst', 'widest_dtype', 'write_weights', 'model_card',
            'save_model', 'log_model', 'upload']
 
@@ -200,14 +200,21 @@ def make_opt(
         fused=True)
 
 # %% ../nbs/02_loop.ipynb #de352b71
+def uses_bf16(
+    device, # a torch device
+    precision:str='auto' # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it
+)->bool: # does the forward pass run under bf16 autocast?
+    "Decide the precision, in the one place that loop, estimates and advice ask."
+    has_bf16 = device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == 'bf16' or (precision == 'auto' and has_bf16)
+
 def autocast_for(
     model, # decides the device
-    precision:str='auto' # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it
+    precision:str='auto' # as in `uses_bf16`
 ): # context manager for the forward pass
     "Switch bf16 autocast on where it is asked for; ValueError for a model of mixed dtypes without it."
     kind = model.device.type
-    has_bf16 = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == 'bf16' or (precision == 'auto' and has_bf16): return torch.autocast(kind, dtype=torch.bfloat16)
+    if uses_bf16(model.device, precision): return torch.autocast(kind, dtype=torch.bfloat16)
     dtypes = {str(p.dtype) for p in model.parameters()}
     if len(dtypes) > 1:
         found = ' and '.join(sorted(dtypes))
