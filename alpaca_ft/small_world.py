@@ -14,7 +14,7 @@ __all__ = ['PEOPLE', 'PETS', 'PLACES', 'COLOURS', 'OBJECTS', 'ANIMALS', 'JOBS', 
 
 # %% ../nbs/appendix/small_world.ipynb #28b623cb
 import itertools, json, os, random, re, shutil, tempfile, time, zlib
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from fastcore.script import call_parse
 
@@ -671,15 +671,16 @@ def prose(
 
 # %% ../nbs/appendix/small_world.ipynb #065d9994
 def headed(
-    rng # random.Random
+    rng, # random.Random
+    answered=.2 # how often the answer follows
 ): # text
-    "Write an exercise under headings, which four times in five is followed by a story in place of the answer"
+    "Write an exercise under headings, mostly followed by a story in place of the answer"
     e, = _card_exercises(rng, 1)
     q, t = rng.choice(Q + [f'{rng.choice(PEOPLE)} asks']), rng.choice(T)
     y, end = rng.choice(A + [f'{rng.choice(PEOPLE)} answers']), rng.choice([':', ':', ''])
     before = school(rng) if rng.random() < .5 else ''
     ask = f"### {q}{end}\n{polite_form(rng, e['instruction'])}"
-    if e['family'] == 'story' or rng.random() < 1/5: last = e['output']
+    if e['family'] == 'story' or rng.random() < answered: last = e['output']
     else: last = school(rng) if rng.random() < .1 else _tale(rng)
     return _blocks(before, ask, _label(f'### {t}{end}', e['input'], '\n'), f'### {y}{end}\n{last}')
 
@@ -750,11 +751,13 @@ def echo(
 SHARES = dict(card=.53, headed=.18, echo=.11, prose=.06, facts=.1, school=.02)
 def documents(
     seed=0, # two seeds give two corpora
-    kinds=SHARES # which kinds of text, with their shares
+    kinds=SHARES, # which kinds of text, with their shares
+    answered=.2 # as in `headed`
 ): # yields texts without end
     "Write the corpus, document by document"
     rng = random.Random(f'corpus {seed}')
-    makers = dict(card=card, headed=headed, echo=echo, prose=prose, facts=facts, school=school)
+    makers = dict(card=card, headed=partial(headed, answered=answered), echo=echo, prose=prose, facts=facts,
+                  school=school)
     while True: yield makers[rng.choices(list(kinds), kinds.values())[0]](rng)
 
 # %% ../nbs/appendix/small_world.ipynb #f7a0f80d
@@ -842,11 +845,12 @@ def token_stream(
     tokenizer,
     n_tokens, # so many
     seed=0,
-    kinds=SHARES
+    kinds=SHARES,
+    answered=.2 # as in `headed`
 ): # [n_tokens] int16 array: `<s> document </s> <s> document </s> ...`
     "Tokenise the corpus into one stream"
     import numpy as np
-    res, n, gen = [], 0, documents(seed, kinds)
+    res, n, gen = [], 0, documents(seed, kinds, answered)
     while n < n_tokens:
         enc = [ids + [tokenizer.eos_token_id] for ids in tokenizer(list(itertools.islice(gen, 1000))).input_ids]
         res += enc
@@ -996,19 +1000,23 @@ def pretrain(
     max_seq_len:int=256, # tokens a block
     muon_lr:float=0.02, # peak learning rate of the layers' matrices
     adam_lr:float=0.003, # peak learning rate of embedding, head and norms
-    every:int=250 # steps between check-ups, which are also where an interrupted run goes on
+    every:int=250, # steps between check-ups, which are also where an interrupted run goes on
+    answered:float=0.2 # share of the exercises under headings that are answered
 ): # the model
     "Pre-train the small world's base model on a CPU (Muon: Keller Jordan, 2024; AdamW for the rest)"
     import torch
-    how = dict(seed=seed, steps=steps, bs=bs, max_seq_len=max_seq_len, muon_lr=muon_lr, adam_lr=adam_lr)
+    how = dict(seed=seed, steps=steps, bs=bs, max_seq_len=max_seq_len, muon_lr=muon_lr, adam_lr=adam_lr,
+               answered=answered)
     out, ckpt, size = Path(out), Path(f'{out}.checkpoint'), max_seq_len + 1
     if (out/'config.json').exists(): raise FileExistsError(f'{out} holds a finished model: choose another folder')
     out.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(list(itertools.islice(documents(seed), 25000)) + [ALPACA_WORDS] * 300)
+    sample = list(itertools.islice(documents(seed, answered=answered), 25000))
+    tokenizer = train_tokenizer(sample + [ALPACA_WORDS] * 300)
     kinds = ('prose', 'facts', 'card', 'headed')
     held = {k: token_stream(tokenizer, 60 * 257, 'held-out', {k: 1}) for k in kinds}
     model = new_model(tokenizer, seed)
-    log = _train(ckpt, model, tokenizer, token_stream(tokenizer, steps * bs * size, seed), held, how, every)
+    stream = token_stream(tokenizer, steps * bs * size, seed, SHARES, answered)
+    log = _train(ckpt, model, tokenizer, stream, held, how, every)
     facts = how | dict(torch=torch.__version__, threads=torch.get_num_threads(), log=log)
     def write(tmp):
         model.half().save_pretrained(tmp); tokenizer.save_pretrained(tmp)
