@@ -11,7 +11,7 @@ __all__ = ['NAMES', 'REPORT_STYLE', 'FIGURES', 'GROUPS', 'WORDS', 'YES', 'ABOUT'
 
 # %% ../nbs/appendix/finetune.ipynb #4b66c598
 import argparse, difflib, io, json, os, re, shutil, sys, time, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -139,19 +139,20 @@ def plan(
 ): # text
     "Say what a run will take: rows, blocks, steps, parameters, memory, time, disk"
     from alpaca_ft.freeze import memory_ledger
-    from alpaca_ft.loop import autocast_for, count_steps
-    mixed = not isinstance(autocast_for(r.model, cfg.precision), nullcontext)
+    from alpaca_ft.loop import count_steps, uses_bf16
+    mixed = uses_bf16(r.model.device, cfg.precision)
     led = memory_ledger(r.model.config, cfg.n_freeze, cfg.batch_size, cfg.max_seq_len, cfg.freeze_embed, cfg.tied,
                         cfg.gradient_checkpointing, precision='mixed' if mixed else 'fp32')
     per_epoch, n_steps = count_steps(len(r.train_dl), cfg)
     flops, speed = train_flops(cfg, r.model, r.blocks), matmul_speed(r.model, cfg)
     saved, kept = disk_bytes(cfg, r.model)
     epochs = f'{cfg.epochs} epoch' + 's'*(cfg.epochs > 1)
+    few = ': few, expect little; more rows or --epochs give more' if n_steps < 30 else ''
     return '\n'.join([
         f'rows    {len(r.train):,} to train on, {len(r.held):,} held out',
         f'blocks  {len(r.blocks):,} of {cfg.max_seq_len:,} tokens, '
         f'{cfg.batch_size} x {cfg.gradient_accumulation_steps} a step',
-        f'steps   {n_steps:,} ({epochs} of {per_epoch:,})',
+        f'steps   {n_steps:,} ({epochs} of {per_epoch:,}){few}',
         f'model   {cfg.model_id}: {r.params}',
         f"memory  about {_size(led['total'])} by the ledger of lesson 01, {'bf16 with fp32' if mixed else 'fp32'}",
         f'time    about {_duration(flops / speed)} to train, an estimate: {flops / 1e12:,.1f} TFLOP by the ledger, '
