@@ -11,6 +11,7 @@ __all__ = ['eval_mode', 'evaluate', 'next_probs', 'draw', 'gen_settings', 'left_
 import html, inspect, json, math, os, re, sys
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,24 +120,26 @@ def shared_prefixes(
     n_alike:int=16, # prompts whose first tokens, so many, are the same share a prefix
     n_min:int=8 # at least so many prompts to a prefix; all others share what they can
 )->list: # dicts: prefix (token ids), rows (numbers, longest first), cache (None, until the prefix was read)
-    "Group prompts that begin alike, as all of one template do, so that their common prefix is read once."
+    "Group prompts that begin alike, as all of one template do, so that their prefix is read once; the shortest is first."
     groups = defaultdict(list)
     for i, r in enumerate(ids): groups[tuple(r[:n_alike])].append(i)
     rest = [i for g in groups.values() if len(g) < n_min for i in g]
     groups = [g for g in groups.values() if len(g) >= n_min] + [rest] * bool(rest)
     prefix = lambda g: os.path.commonprefix([ids[i][:-1] for i in g]) if len(g) > 1 else []
-    return [dict(prefix=prefix(g), rows=sorted(g, key=lambda i: -len(ids[i])), cache=None) for g in groups]
+    groups = [dict(prefix=prefix(g), rows=sorted(g, key=lambda i: -len(ids[i])), cache=None) for g in groups]
+    return sorted(groups, key=lambda g: len(g['prefix']))
 
 # %% ../nbs/03_validate.ipynb #05b58489
-def _cache_name(model):
+@lru_cache
+def _cache_name(model_class):
     "What this version of transformers calls the argument for the KV cache."
-    return 'cache' if 'cache' in inspect.signature(model.forward).parameters else 'past_key_values'
+    return 'cache' if 'cache' in inspect.signature(model_class.forward).parameters else 'past_key_values'
 
 def _forward(model, s, x, position_ids):
     "Run `x` after what is in the cache; the logits of the last place are kept in `s`."
     d = model.device
     out = model(input_ids=x.to(d), attention_mask=s.mask.to(d), position_ids=position_ids.to(d), use_cache=True,
-                logits_to_keep=1, **{_cache_name(model): s.cache})
+                logits_to_keep=1, **{_cache_name(type(model)): s.cache})
     s.logits, s.pos = out.logits[:, -1].float().cpu(), position_ids[:, -1:]
     return s
 
@@ -148,7 +151,7 @@ def _read(model, ids, queue, n):
     if n_prefix and g['cache'] is None:
         g['cache'] = DynamicCache()
         prefix = torch.tensor([g['prefix']], device=model.device)
-        model(input_ids=prefix, use_cache=True, logits_to_keep=1, **{_cache_name(model): g['cache']})
+        model(input_ids=prefix, use_cache=True, logits_to_keep=1, **{_cache_name(type(model)): g['cache']})
     cache = DynamicCache()
     for i, l in enumerate(g['cache'].layers if n_prefix else []):
         cache.update(l.keys.expand(len(rows), -1, -1, -1), l.values.expand(len(rows), -1, -1, -1), i)
@@ -249,7 +252,7 @@ def generate(
     precision:str='auto', # as in `fit`
     progress:bool=True # show a bar where it takes longer than two seconds
 )->list: # new text only, in the order of the prompts; with `with_stop` tuples (text, ended by EOS?)
-    "Answer all prompts, longest first; new ones take the places of those that are done. ValueError names one too long."
+    "Answer all prompts; new ones take the places of those that are done. ValueError names one too long."
     if isinstance(prompts, str): raise TypeError(f'prompts is one text ({prompts[:40]!r}): expected a list')
     if not isinstance(bs, int) or bs < 1: raise ValueError(f'bs={bs!r}: expected a whole number from 1')
     settings, prompts = gen_settings(model, max_new_tokens, temperature, top_p, seed), list(prompts)
