@@ -52,7 +52,7 @@ def run(path, slow=False):
     for c in code:
         if c.id in kept: c.source = ''  # nbclient passes over an empty cell
         else: c.outputs = []
-    client = NotebookClient(nb, timeout=3600, kernel_name='python3',
+    client = NotebookClient(nb, timeout=3600, kernel_name='python3', coalesce_streams=True,
                             extra_arguments=['--log-level=ERROR'], resources={'metadata': {'path': str(path.parent)}})
     client.execute()
     for c in code: c.source = kept.get(c.id, c.source)
@@ -60,10 +60,12 @@ def run(path, slow=False):
 
 
 def steady_ids(nb, name):
-    "The notebook with widget ids that are the same at each run."
+    "The notebook with ids of widgets and of pandas' tables that are the same at each run."
     ids = nb.metadata.get('widgets', {}).get('application/vnd.jupyter.widget-state+json', {}).get('state', {})
     text = nbformat.writes(nb)
     for i, old in enumerate(ids): text = text.replace(old, hashlib.sha1(f'{name} {i}'.encode()).hexdigest()[:32])
+    tables = {old: f'T_{i:05x}' for i, old in enumerate(dict.fromkeys(re.findall(r'<table id=\\"(T_[0-9a-f]{5})\\"', text)))}
+    text = re.sub(r'T_[0-9a-f]{5}', lambda m: tables.get(m[0], m[0]), text)
     return nbformat.reads(text, 4)
 
 

@@ -258,8 +258,9 @@ def ask_all(
         def keep(answer):
             save(answer)
             with lock: spent.update(tries=1, failed=int(answer['error'] is not None), dollars=answer['cost'] or 0)
+        money = '${dollars:.2f}, ' if price else ''
         with tqdm(total=len(todo), desc=f'asking {len(todo)}, stored {len(stored)}', disable=not progress) as bar:
             def show():
-                bar.set_postfix_str('${dollars:.2f}, {failed} of {tries} tries failed'.format_map(spent)); bar.update()
+                bar.set_postfix_str((money + '{failed} of {tries} tries failed').format_map(spent)); bar.update()
             one = partial(ask, client, read=read, save=keep, n_tries=n_tries, price=price, stop=stop)
             return stored | _run(todo.values(), one, n_workers, stop, show)

@@ -50,11 +50,11 @@ def answer(
     "Answer one instruction, piece by piece. ValueError where it leaves no room for an answer."
     import torch
     from transformers import GenerationConfig, TextStreamer
+    from alpaca_ft.batching import eos_ids, prompt_ids
     from alpaca_ft.data import make_prompt
-    from alpaca_ft.validate import _eos_ids, _prompt_ids
     prompt = make_prompt(dict(instruction=instruction, input=input), template, tokenizer)
-    (ids,), (room,) = _prompt_ids(model, tokenizer, [prompt], template)
-    eos, drawn = sorted(_eos_ids(model, tokenizer)), dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
+    (ids,), (room,) = prompt_ids(model, tokenizer, [prompt], template)
+    eos, drawn = sorted(eos_ids(model, tokenizer)), dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
     how = GenerationConfig(max_new_tokens=min(room, max_new_tokens), eos_token_id=eos, pad_token_id=eos[0],
                            use_cache=True, **(drawn if temperature else {}))
     pieces, streamer = [], TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

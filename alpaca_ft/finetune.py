@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'REPORT_STYLE', 'FIGURES', 'GROUPS', 'WORDS', 'YES', 'ABOUT', 'ENDING', 'check_out', 'get_rows', 'get_blocks',
-           'prepare', 'matmul_speed', 'train_flops', 'disk_bytes', 'plan', 'ask_all_rows', 'measure', 'judge_answers',
-           'curves', 'show_figure', 'figures_table', 'tiles', 'answers_table', 'verdict_part', 'whole_page',
-           'report_page', 'reporting', 'card_figures', 'tracked', 'validator', 'side_by_side', 'run', 'finetune',
-           'strict', 'run_command', 'reader', 'make_parser', 'summary', 'main']
+           'prepare', 'ledger_of', 'trial_speed', 'run_flops', 'disk_bytes', 'plan', 'ask_all_rows', 'same_words',
+           'measure', 'judge_answers', 'curves', 'show_figure', 'figures_table', 'tiles', 'answers_table',
+           'answers_legend', 'verdict_part', 'whole_page', 'report_page', 'reporting', 'card_figures', 'tracked',
+           'validator', 'side_by_side', 'run', 'finetune', 'strict', 'run_command', 'reader', 'make_parser', 'summary',
+           'main']
 
 # %% ../nbs/appendix/finetune.ipynb #4b66c598
 import argparse, difflib, io, json, os, re, shutil, sys, time, warnings
@@ -23,8 +24,15 @@ def check_out(
     cfg # `Config`
 ): # the run's folder
     "Refuse a folder that holds another run, or something else"
+    from alpaca_ft.checkpoint import NO_DIFFERENCE, differences
     out = Path(cfg.out)
     if out.exists() and not out.is_dir(): raise ValueError(f'out={cfg.out!r} is a file: a folder is expected')
+    if cfg.resume and (out/'config.json').exists():
+        there, here = ({k: v for k, v in asdict(c).items() if k not in NO_DIFFERENCE}
+                       for c in (Config.load(out/'config.json'), cfg))
+        if diff := differences(there, here):
+            raise ValueError(f'out={cfg.out!r} holds another run: ' + '; '.join(diff) +
+                             '. Resume it with the options it was started with, or choose another folder (--out)')
     if not out.exists() or not any(out.iterdir()) or cfg.resume or cfg.dry_run: return out
     what = 'a run' if (out/'config.json').exists() else f'other files, as {min(p.name for p in out.iterdir())}'
     raise ValueError(f'out={cfg.out!r} holds {what} already: choose another folder (--out), '
@@ -45,7 +53,7 @@ def get_rows(
         warnings.warn(f'{cfg.rows}: {cfg.n_rows:,} of {len(rows):,} rows are used (n_rows)')
         rows = rows.shuffle(seed=cfg.seed).select(range(cfg.n_rows))
     n_eval = cfg.n_eval or min(1000, max(1, len(rows) // 10))
-    if n_eval >= len(rows): raise ValueError(f'{cfg.rows}: {len(rows)} row(s) are too few to hold out {n_eval}: '
+    if n_eval >= len(rows): raise ValueError(f'{cfg.rows}: only {len(rows)} row{"s"*(len(rows) > 1)}, too few to hold out {n_eval}: '
                                              'give more rows, or a smaller n_eval')
     return *split_rows(rows, n_eval, cfg.seed), False
 
@@ -63,7 +71,7 @@ def get_blocks(
 # %% ../nbs/appendix/finetune.ipynb #ca84d170
 def prepare(
     cfg # `Config`
-): # namespace: model, tokenizer, train, held, known, blocks, train_dl, eval_dl, asked (rows to answer), params
+): # namespace: model, tokenizer, train, held, known, blocks, eval_blocks, train_dl, eval_dl, params, asked (rows to answer)
     "Check everything, load everything: all that can go wrong does so here"
     from alpaca_ft.data import get_dls, make_prompt
     from alpaca_ft.freeze import count_params, freeze, load_model
@@ -77,36 +85,41 @@ def prepare(
     train_dl, eval_dl = get_dls(blocks, eval_blocks, cfg.batch_size, cfg.seed)
     n_asked = len(held) if known else max(cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
     return SimpleNamespace(model=model, tokenizer=tokenizer, train=train, held=held, known=known, blocks=blocks,
-                           train_dl=train_dl, eval_dl=eval_dl, params=count_params(model),
+                           eval_blocks=eval_blocks, train_dl=train_dl, eval_dl=eval_dl, params=count_params(model),
                            asked=held.select(range(min(n_asked, len(held)))))
 
 # %% ../nbs/appendix/finetune.ipynb #5e3a818d
-def matmul_speed(
-    model, cfg, # decide the shape, the device and the precision
-    seconds=.2 # how long to try
-): # floating-point operations a second
-    "Time the matrix product of the model's first feed-forward matrix with a micro-batch"
-    import torch
-    from alpaca_ft.loop import autocast_for
-    n, c, device = cfg.batch_size*cfg.max_seq_len, model.config, model.device
-    w, x = (torch.randn(k, c.hidden_size, device=device) for k in (c.intermediate_size, n))
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    with torch.no_grad(), autocast_for(model, cfg.precision):
-        x @ w.T; wait(); t, k = time.perf_counter(), 0
-        while time.perf_counter() - t < seconds: x @ w.T; wait(); k += 1
-        return 2*x.numel()*c.intermediate_size*k / (time.perf_counter() - t)
-
-# %% ../nbs/appendix/finetune.ipynb #78e7812f
-def train_flops(
+def ledger_of(
     cfg, model, # after `freeze`
-    blocks # to train on
-): # floating-point operations of all its epochs
-    "Count a run's operations by the ledger of lesson 01, the head at its targets only"
-    from alpaca_ft.data import block_facts
+    n_blocks, # so many
+    n_targets # in a block: the head is computed there
+): # dict of floating-point operations: forward, backward, recomputed, total
+    "Count the operations of one pass over so many blocks by the ledger of lesson 01"
     from alpaca_ft.freeze import flops_ledger
     one = flops_ledger(model.config, cfg.n_freeze, 1, cfg.max_seq_len, cfg.freeze_embed, cfg.tied,
-                       cfg.gradient_checkpointing, n_targets=block_facts(blocks)['n_targets'] // len(blocks))
-    return one['total']*len(blocks)*cfg.epochs
+                       cfg.gradient_checkpointing, n_targets=n_targets)
+    return {k: v*n_blocks for k, v in one.items()}
+
+def trial_speed(
+    cfg, r # `Config`, and what `prepare` gave
+): # floating-point operations a second
+    "Train on one micro-batch, forget it, and divide the ledger's operations by its seconds"
+    from alpaca_ft.loop import try_worst
+    n_blocks = min(cfg.batch_size, len(r.blocks))
+    seconds = min(try_worst(r.model, r.train_dl, cfg)['seconds'] for _ in range(2))  # the first one warms up
+    return ledger_of(cfg, r.model, n_blocks, cfg.max_seq_len)['total'] / seconds
+
+# %% ../nbs/appendix/finetune.ipynb #78e7812f
+def run_flops(
+    cfg, r # `Config`, and what `prepare` gave
+): # floating-point operations of training, of all evaluations, and how many these are
+    "Count what a run computes, but for the answers: nobody knows their length"
+    from alpaca_ft.data import block_facts
+    from alpaca_ft.loop import count_steps
+    def once(blocks): return ledger_of(cfg, r.model, len(blocks), block_facts(blocks)['n_targets'] // len(blocks))
+    n_steps = count_steps(len(r.train_dl), cfg)[1]
+    n_evals = 2 + (-(-n_steps // cfg.eval_every) if cfg.eval_every else cfg.epochs)
+    return once(r.blocks)['total']*cfg.epochs, once(r.eval_blocks)['forward']*n_evals, n_evals
 
 # %% ../nbs/appendix/finetune.ipynb #640a2282
 def disk_bytes(
@@ -134,6 +147,17 @@ def _duration(s):
     return f'{s / unit:,.0f} {name}'
 
 # %% ../nbs/appendix/finetune.ipynb #62724002
+def _time(cfg, r):
+    "How long a run will take, as far as it is known; a micro-batch that does not fit ends all but a dry run"
+    try: speed = trial_speed(cfg, r)
+    except MemoryError as e:
+        if cfg.dry_run: return f'unknown: the trial of one micro-batch ran {e}'
+        raise
+    train, evals, n_evals = run_flops(cfg, r)
+    return (f'about {_duration(train / speed)} to train and {_duration(evals / speed)} to evaluate {n_evals} times: '
+            f'{(train + evals) / 1e12:,.1f} TFLOP by the ledger,\n        {speed / 1e9:,.0f} GFLOP/s in a trial just now; '
+            f'besides, {len(r.asked):,} answers before and after, each of at most {cfg.max_new_tokens} tokens')
+
 def plan(
     cfg, r # `Config`, and what `prepare` gave
 ): # text
@@ -144,7 +168,6 @@ def plan(
     led = memory_ledger(r.model.config, cfg.n_freeze, cfg.batch_size, cfg.max_seq_len, cfg.freeze_embed, cfg.tied,
                         cfg.gradient_checkpointing, precision='mixed' if mixed else 'fp32')
     per_epoch, n_steps = count_steps(len(r.train_dl), cfg)
-    flops, speed = train_flops(cfg, r.model, r.blocks), matmul_speed(r.model, cfg)
     saved, kept = disk_bytes(cfg, r.model)
     epochs = f'{cfg.epochs} epoch' + 's'*(cfg.epochs > 1)
     few = ': few, expect little; more rows or --epochs give more' if n_steps < 30 else ''
@@ -155,9 +178,7 @@ def plan(
         f'steps   {n_steps:,} ({epochs} of {per_epoch:,}){few}',
         f'model   {cfg.model_id}: {r.params}',
         f"memory  about {_size(led['total'])} by the ledger of lesson 01, {'bf16 with fp32' if mixed else 'fp32'}",
-        f'time    about {_duration(flops / speed)} to train, an estimate: {flops / 1e12:,.1f} TFLOP by the ledger, '
-        f'{speed / 1e9:,.0f} GFLOP/s in a trial just now;\n        before and after it, '
-        f'{len(r.asked):,} answers and {len(r.held):,} held-out rows to measure',
+        f'time    {_time(cfg, r)}',
         f'disk    about {_size(saved)} for the model, at most {_size(kept)} for checkpoints, in {cfg.out}; '
         f'{_size(_free(cfg.out))} are free'])
 
@@ -175,21 +196,32 @@ def ask_all_rows(
     return generate(model, tokenizer, prompts, bs=64, with_stop=True, **how)
 
 # %% ../nbs/appendix/finetune.ipynb #b62551b4
+def same_words(
+    row, text # with `output`, the reference; an answer
+): # is it the reference, but for white space?
+    "Compare an answer with its reference: all that can be said of own rows without a judge"
+    return text.split() == row['output'].split()
+
 def measure(
     model, tokenizer,
     eval_dl, # held-out batches
     rows, # held-out rows to answer
     known, # is the truth of each row known?
     cfg, # `Config`
-): # figures (loss, perplexity, accuracy, eos_rate, exact_match), answers as `ask_all_rows` gives them
-    "Measure the model on held-out rows: before tuning and after it alike"
+): # figures (loss, perplexity, accuracy, eos_rate, exact_match or as_reference), answers as `ask_all_rows` gives them
+    """Measure the model on held-out rows: before tuning and after it alike
+
+    `exact_match` is the share of right answers, and None where nobody knows what is right; then `as_reference` is the
+    share of those that are the reference word for word."""
     from alpaca_ft.small_world import score
     from alpaca_ft.validate import evaluate, exact_match, stop_rates
     res = evaluate(model, eval_dl, cfg.precision)
     answers = ask_all_rows(model, tokenizer, rows, cfg)
     res['eos_rate'] = stop_rates([s for _, s in answers])['eos_rate'] if answers else None
-    families = exact_match(rows, [t for t, _ in answers], score) if known else None
-    res['exact_match'] = families['all']['rate'] if known else None
+    res |= dict(n_answers=len(answers), exact_match=None, as_reference=None)
+    if not answers: return res, answers
+    families = exact_match(rows, [t for t, _ in answers], score if known else same_words)
+    res['exact_match' if known else 'as_reference'] = families['all']['rate']
     if known: res['families'] = {f: r['rate'] for f, r in families.items() if f != 'all'}
     return res, answers
 
@@ -254,8 +286,9 @@ def curves(
     return Safe(svg)
 
 # %% ../nbs/appendix/finetune.ipynb #ec445e36
-FIGURES = dict(exact_match='exactly right', eos_rate='stopped by itself', accuracy='next-token accuracy',
-               loss='loss (nats a target)', perplexity='perplexity', n_targets='held-out targets')
+FIGURES = dict(exact_match='exactly right', as_reference='word for word the reference', eos_rate='stopped by itself',
+               n_answers='answers', accuracy='next-token accuracy', loss='loss (nats a target)',
+               perplexity='perplexity', n_targets='held-out targets')
 
 def show_figure(
     name, # a key of `FIGURES`
@@ -271,17 +304,17 @@ def figures_table(
 ): # a table
     "Put the figures before and after side by side"
     from fastcore.xml import Table, Td, Th, Tr
-    row = lambda k, name: Tr(Td(name), *(Td(show_figure(k, d[k]), cls='n') for d in (before, after)))
+    row = lambda k, name: Tr(Td(name), *(Td(show_figure(k, d.get(k)), cls='n') for d in (before, after)))
     head = Tr(Th('on held-out rows'), Th('before', cls='n'), Th('after', cls='n'))
-    return Table(head, *(row(*x) for x in FIGURES.items()))
+    return Table(head, *(row(*x) for x in FIGURES.items() if after.get(x[0]) is not None))
 
 def tiles(
     before, after # dicts with the keys of `FIGURES`
 ): # the three figures to see first
     "Show the figures that matter most, large"
     from fastcore.xml import B, Div
-    names = [k for k in ('exact_match', 'eos_rate', 'accuracy', 'loss') if after[k] is not None][:3]
-    text = lambda k: f'{show_figure(k, before[k])} → {show_figure(k, after[k])}'
+    names = [k for k in ('exact_match', 'eos_rate', 'accuracy', 'loss') if after.get(k) is not None][:3]
+    text = lambda k: f'{show_figure(k, before.get(k))} → {show_figure(k, after[k])}'
     return Div(*(Div(FIGURES[k], B(text(k)), cls='tile') for k in names), cls='tiles')
 
 # %% ../nbs/appendix/finetune.ipynb #1d218aac
@@ -297,7 +330,20 @@ def answers_table(
         texts = full_instruction(g), g['before'], g['after'], g['output']
         mark = lambda name: {True: 'right', False: 'wrong', None: ''}[g.get(f'right_{name}')]
         return Tr(*(Td(t, cls=mark(name), data_label=name) for t, name in zip(texts, names)))
-    return Table(Tr(*map(Th, names)), *map(row, generations[:n]), cls='wide')
+    shown = sorted(generations, key=lambda g: g.get('right_after') is not False)[:n]  # what is wrong first
+    return Table(Tr(*map(Th, names)), *map(row, shown), cls='wide')
+
+def answers_legend(
+    generations, # as in `answers_table`
+    n=30 # so many are shown
+): # text
+    "Say what the table of answers shows"
+    known, total = 'right_after' in (generations or [{}])[0], len(generations)
+    shown = f'{min(n, total):,} of {total:,} answers' if total else 'No answers were asked for (n_eval_samples)'
+    if not known: return f'{shown}. All of them are in generations.jsonl.'
+    n_wrong = sum(not g['right_after'] for g in generations)
+    return (f'{shown}, those first that are still wrong after tuning: {n_wrong:,}. ✓ is right and ✗ is wrong by the small '
+            'world\'s own rules. All of them are in generations.jsonl.')
 
 # %% ../nbs/appendix/finetune.ipynb #244d31d7
 def verdict_part(
@@ -338,7 +384,7 @@ def report_page(
              f"{_duration(s['fit'])}, the whole run {_duration(s['total'])}. {report['params']}.")
     return whole_page('Before and after', P(intro, cls='quiet'), tiles(report['before'], report['after']),
         figures_table(report['before'], report['after']),
-        H2('What it answers'), answers_table(generations), H2('What the judge says'), *verdict_part(report['judge']),
+        H2('What it answers'), P(answers_legend(generations)), answers_table(generations), H2('What the judge says'), *verdict_part(report['judge']),
         H2('How it learned'), curves(history), cfg=cfg)
 
 # %% ../nbs/appendix/finetune.ipynb #8b8c02c0
@@ -373,21 +419,13 @@ def _before(cfg, out, *args):
     res = measure(*args, cfg); _write_json(out/'before.json', res)
     return res
 
-def _same_run(cfg, out):
-    "Write the configuration, or hold a resumed run to the one that stands there"
-    from alpaca_ft.checkpoint import NO_DIFFERENCE, differences
-    path = out/'config.json'
-    if cfg.resume and path.exists():
-        there, here = ({k: v for k, v in asdict(c).items() if k not in NO_DIFFERENCE} for c in (Config.load(path), cfg))
-        if diff := differences(there, here): raise ValueError(f'{out} holds another run: ' + '; '.join(diff))
-    _write_json(path, asdict(cfg))
-
 def card_figures(
     before, after # dicts with the keys of `FIGURES`
 ): # dict for the model's card
     "Round the figures for the card as for the page"
-    return {f'{FIGURES[k]}, {when}': show_figure(k, d[k]) for k in FIGURES if after[k] is not None
-            for when, d in (('before', before), ('after', after)) if k != 'n_targets'}
+    shown = [k for k in FIGURES if after.get(k) is not None and k not in ('n_targets', 'n_answers')]
+    return {f'{FIGURES[k]}, {when}': show_figure(k, d.get(k)) for k in shown
+            for when, d in (('before', before), ('after', after))}
 
 # %% ../nbs/appendix/finetune.ipynb #311dd638
 @contextmanager
@@ -457,7 +495,7 @@ def finetune(
     t, out = time.perf_counter(), check_out(cfg)
     r = prepare(cfg); print(plan(cfg, r))
     if cfg.dry_run: return None
-    _same_run(cfg, out)
+    _write_json(out/'config.json', asdict(cfg))
     with reporting(cfg, out), tracked(cfg): return run(cfg, r, out, t)
 
 # %% ../nbs/appendix/finetune.ipynb #c357d42b
@@ -481,7 +519,8 @@ def run_command(
 ): # 0: done, 1: it failed, 130: interrupted
     "Run a command: what goes wrong is one sentence; without a terminal there are no bars and no notes of libraries"
     quiet = {} if sys.stderr.isatty() else dict(TQDM_DISABLE='1', WANDB_SILENT='true')
-    for k, v in (quiet | dict(HF_HUB_VERBOSITY='error')).items(): os.environ.setdefault(k, v) # read at their import
+    calm = dict(HF_HUB_VERBOSITY='error', OMP_WAIT_POLICY='PASSIVE') # beside another program, threads that spin halve the speed
+    for k, v in (quiet | calm).items(): os.environ.setdefault(k, v) # read at their import
     how, warnings.formatwarning = warnings.formatwarning, lambda message, *args, **kwargs: f'{name}: {message}\n'
     say = lambda text: print(f'{name}: {text}', file=sys.stderr)
     try: work(); return 0
@@ -565,10 +604,11 @@ def summary(
 ): # text
     "Say in a few lines what came of a run"
     b, a = report['before'], report['after']
-    names = ('exact_match', 'loss') if a['exact_match'] is not None else ('loss',)
-    lines = [f'{FIGURES[k]:<22}{show_figure(k, b[k])} -> {show_figure(k, a[k])}' for k in names]
-    return '\n'.join([*lines, f"{'tuned in':<22}{_duration(report['seconds']['fit'])}",
-                      f"{'report':<22}{Path(cfg.out)/'report.html'}", f"{'talk with it':<22}alpaca_ft_chat {cfg.out}"])
+    names = [k for k in ('exact_match', 'as_reference', 'loss') if a.get(k) is not None]
+    lines = [(FIGURES[k], f'{show_figure(k, b.get(k))} -> {show_figure(k, a[k])}') for k in names]
+    lines += [('tuned in', _duration(report['seconds']['fit'])), ('report', Path(cfg.out)/'report.html'),
+              ('talk with it', f'alpaca_ft_chat {cfg.out}')]
+    return '\n'.join(f'{name:<29}{what}' for name, what in lines)
 
 def main(
     argv=None # arguments; None: the command line's

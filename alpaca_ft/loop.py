@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['HeadLoss', 'head_loss', 'plain_head', 'lm_loss', 'Accuracy', 'count_steps', 'open_epoch', 'step_batches',
            'scale_grads', 'check_grads', 'lr_factor', 'make_opt', 'uses_bf16', 'autocast_for', 'to_device', 'History',
-           'plot_history', 'report', 'eval_record', 'fit', 'try_worst', 'widest_dtype', 'write_weights', 'model_card',
-           'save_model', 'log_model', 'upload']
+           'plot_history', 'report', 'eval_record', 'fit', 'try_worst', 'widest_dtype', 'write_weights', 'save_model']
 
 # %% ../nbs/02_loop.ipynb #653b2776
 import json, math, os, shutil, time
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpointer, check_finite, explain_oom, finish_step_on_ctrl_c, track
 from .config import Config
 from .freeze import checkpoint_layers
+from .share import log_model, model_card, upload
 
 # %% ../nbs/02_loop.ipynb #3a795a3d
 class HeadLoss(torch.autograd.Function):
@@ -285,7 +285,7 @@ def fit(
     opt = make_opt(model, cfg)
     saver = Checkpointer(out, model, opt, train_dl, cfg, every=save_every)
     history = History(saver.start(resume))
-    bar = tqdm(total=n_steps, initial=len(history), disable=not progress)
+    bar = tqdm(desc='train', total=n_steps, initial=len(history), disable=not progress)
     with bar, explain_oom(model, cfg), finish_step_on_ctrl_c(out is not None) as stop:
         model.train(); opt.zero_grad(); since = time.perf_counter()
         for epoch, ends_epoch, batches in step_batches(train_dl, cfg, first=len(history)):
@@ -363,27 +363,6 @@ def write_weights(
     hf_config = json.loads(file.read_text()) | dict(dtype=str(dtype).removeprefix('torch.'), use_cache=True)
     file.write_text(json.dumps(hf_config, indent=2) + '\n')
 
-# %% ../nbs/02_loop.ipynb #dab1b22c
-def model_card(
-    name:str, # of the model
-    cfg:Config=None, # as in `save_model`
-    figures:dict=None, # name -> value
-    data:str=None, # what it was trained on
-    license:str='not stated'
-)->str: # Markdown with the hub's header
-    "Write the model's card: base, data, configuration, figures, licence."
-    base = cfg.model_id if cfg else 'not stated'
-    data = data or (cfg.rows if cfg else None) or 'the small world of alpaca_ft'
-    rows = [f'| {k} | {v} |' for k, v in (figures or {}).items()]
-    lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation',
-        'tags: [alpaca_ft, instruction-tuning]', '---', f'# {name}', '',
-        f'Instruction-tuned with alpaca_ft from `{base}`.', '', f'- Data: {data}',
-        f'- Licence: {license}', '', '## Figures', '', '| | |', '|---|---|', *(rows or ['| none | stated |'])]
-    if cfg:
-        lines += ['', '## Configuration', '', '| field | value |', '|---|---|',
-            *(f'| {k} | {v!r} |' for k, v in vars(cfg).items())]
-    return '\n'.join(lines) + '\n'
-
 # %% ../nbs/02_loop.ipynb #715ae77b
 def save_model(
     model, tokenizer, # what to save
@@ -406,7 +385,7 @@ def save_model(
         write_weights(model, tmp, dtype or widest_dtype(model))
         tokenizer.save_pretrained(tmp)
         if cfg: cfg.save(tmp/'alpaca_ft.json')
-        (tmp/'README.md').write_text(model_card(path.name, cfg, figures, data, license))
+        (tmp/'README.md').write_text(model_card(cfg, figures, data, license))
         if path.exists(): os.replace(path, old)
         os.replace(tmp, path)
     finally:
@@ -415,24 +394,3 @@ def save_model(
     if log: log_model(path)
     if push_to_hub: upload(path, push_to_hub)
     return path
-
-# %% ../nbs/02_loop.ipynb #03195b25
-def log_model(
-    path # folder that `save_model` wrote
-):
-    "Log a model folder to the active W&B run as one artifact; ValueError where there is no run."
-    import wandb
-    if wandb.run is None: raise ValueError('log=True needs an active W&B run: call wandb.init first')
-    artifact = wandb.Artifact(Path(path).name, type='model')
-    for f in sorted(Path(path).iterdir()): artifact.add_file(str(f))
-    wandb.run.log_artifact(artifact)
-
-def upload(
-    path, # folder that `save_model` wrote
-    repo_id:str # 'user/name'
-):
-    "Upload a model folder to a hub repository, which is made (private) if it is not there."
-    from huggingface_hub import HfApi
-    api = HfApi()
-    api.create_repo(repo_id, private=True, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=str(path))

@@ -30,14 +30,21 @@ def _row_problems(row, keys):
     "All that is wrong with one row; `keys` are the fields of the first one."
     if not isinstance(row, dict): return [f'must be an object with instruction and output, found {_found(row)}']
     usual = {'instruction', 'input', 'output'}
-    bad = [f'field {k!r} is missing, found only {sorted(row)}' for k in ('instruction', 'output') if k not in row]
+    missing = [k for k in ('instruction', 'output') if k not in row]
+    bad = [f'field {" and ".join(map(repr, missing))} is missing, found only {sorted(row)}'] if missing else []
     for k in ('instruction', 'input', 'output'):
         if k not in row or (k == 'input' and row[k] is None): continue
         if problem := _text_problem(row[k], k == 'input'): bad.append(f'field {k!r} {problem}')
+    if missing: return bad  # whatever its other fields are: a name may just be misspelt
     bad += [f'field {k!r} is missing, the first row has it' for k in sorted(keys - row.keys() - usual)]
     return bad + [f'field {k!r} is not in the first row ({sorted(keys)})' for k in sorted(row.keys() - keys - usual)]
 
 # %% ../nbs/appendix/rows.ipynb #9b427097
+def _not_json(e):
+    "What JSON missed, where, and what stands there: the place is often behind the mistake."
+    before, after = e.doc[max(0, e.pos - 20):e.pos], e.doc[e.pos:e.pos + 20]
+    return f'is not JSON: {e.msg}, column {e.colno}: after {before!r} stands {repr(after) if after else "nothing"}'
+
 def _json_lines(path):
     "Yield (line, row, problem) for each line that is not blank."
     with open(path, 'rb') as f:
@@ -45,8 +52,8 @@ def _json_lines(path):
             line = line.removeprefix(b'\xef\xbb\xbf').strip()
             if not line: continue
             try: yield n, json.loads(line.decode()), None
-            except ValueError as e:
-                yield n, None, f'is not JSON: {getattr(e, "msg", e)}, found {_found(line.decode(errors="replace"))}'
+            except json.JSONDecodeError as e: yield n, None, _not_json(e)
+            except UnicodeDecodeError as e: yield n, None, f'is not UTF-8: {e.reason}, byte {e.start + 1} of the line'
 
 def _json_list(path):
     "Yield (line, row, problem) for each entry of a file that is one JSON list."
@@ -63,7 +70,7 @@ def _json_list(path):
             i = white.match(text, end).end() + 1
             if text[i - 1:i] not in (',', ']'): raise json.JSONDecodeError("expected ',' or ']'", text, i - 1)
         if text[i:].strip(): raise json.JSONDecodeError('text after the list', text, i)
-    except json.JSONDecodeError as e: yield e.lineno, None, f'is not JSON: {e.msg}, column {e.colno}'
+    except json.JSONDecodeError as e: yield e.lineno, None, _not_json(e)
 
 # %% ../nbs/appendix/rows.ipynb #1718697d
 def refuse(
@@ -73,7 +80,7 @@ def refuse(
     "Raise one ValueError that counts all `problems` and shows the first ten; none: do nothing."
     if not problems: return
     more = [f'... and {len(problems) - 10} more'] if len(problems) > 10 else []
-    raise ValueError(f'{what}: {len(problems)} problem(s)\n  ' + '\n  '.join(problems[:10] + more))
+    raise ValueError(f'{what}: {len(problems)} problem{"s"*(len(problems) > 1)}\n  ' + '\n  '.join(problems[:10] + more))
 
 def _no_blocks(names, name):
     "Refuse packed blocks where rows are expected."

@@ -18,7 +18,7 @@ ini = configparser.ConfigParser(delimiters=['='])
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 blob = f"{cfg['git_url']}/blob/{cfg['branch']}"
-appendices = 'small_world config rows checkpoint trunk artifacts finetune chat choices asking judge_study oracle autopsy full_run speed scale pages'.split()
+appendices = 'small_world config rows checkpoint trunk artifacts batching share finetune chat choices asking judge_study oracle autopsy full_run speed scale pages'.split()
 directive = re.compile(r'^#\s*\|\s*(\w+).*\n?', re.M)
 link = re.compile(r'(\]\()(?!\w+:|#)([^)\s]+)')
 view, state = ('application/vnd.jupyter.widget-' + kind for kind in ('view+json', 'state+json'))
@@ -77,7 +77,7 @@ def picture_text(cell, where):
 
 def code_cell(cell, models, where):
     "A code cell without directives, its widgets as they stand; None for one that no reader sees."
-    if {'hide', 'default_exp'} & set(directive.findall(cell.source)): return
+    if 'hide' in directive.findall(cell.source): return
     cell.source = directive.sub('', cell.source).strip('\n')
     for o in cell.outputs:
         if view not in o.get('data', {}): continue
