@@ -53,8 +53,8 @@ def get_rows(
         warnings.warn(f'{cfg.rows}: {cfg.n_rows:,} of {len(rows):,} rows are used (n_rows)')
         rows = rows.shuffle(seed=cfg.seed).select(range(cfg.n_rows))
     n_eval = cfg.n_eval or min(1000, max(1, len(rows) // 10))
-    if n_eval >= len(rows): raise ValueError(f'{cfg.rows}: only {len(rows)} row{"s"*(len(rows) > 1)}, too few to hold out {n_eval}: '
-                                             'give more rows, or a smaller n_eval')
+    if n_eval >= len(rows): raise ValueError(f'{cfg.rows}: with {len(rows)} in all, rows are too few to hold out '
+                                             f'{n_eval}: give more rows, or a smaller n_eval')
     return *split_rows(rows, n_eval, cfg.seed), False
 
 # %% ../nbs/appendix/finetune.ipynb #13cb059d
@@ -71,7 +71,7 @@ def get_blocks(
 # %% ../nbs/appendix/finetune.ipynb #ca84d170
 def prepare(
     cfg # `Config`
-): # namespace: model, tokenizer, train, held, known, blocks, eval_blocks, train_dl, eval_dl, params, asked (rows to answer)
+): # namespace: model, tokenizer, train, held, known, blocks, eval_blocks, train_dl, eval_dl, params, asked
     "Check everything, load everything: all that can go wrong does so here"
     from alpaca_ft.data import get_dls, make_prompt
     from alpaca_ft.freeze import count_params, freeze, load_model
@@ -155,9 +155,11 @@ def _time(cfg, r):
         raise
     train, evals, n_evals = run_flops(cfg, r)
     return (f'about {_duration(train / speed)} to train and {_duration(evals / speed)} to evaluate {n_evals} times: '
-            f'{(train + evals) / 1e12:,.1f} TFLOP by the ledger,\n        {speed / 1e9:,.0f} GFLOP/s in a trial just now; '
-            f'besides, {len(r.asked):,} answers before and after, each of at most {cfg.max_new_tokens} tokens')
+            f'{(train + evals) / 1e12:,.1f} TFLOP by the ledger,\n'
+            f'        {speed / 1e9:,.0f} GFLOP/s in a trial just now; besides, {len(r.asked):,} answers before and '
+            f'after, each of at most {cfg.max_new_tokens} tokens')
 
+# %% ../nbs/appendix/finetune.ipynb #695241d8
 def plan(
     cfg, r # `Config`, and what `prepare` gave
 ): # text
@@ -342,8 +344,8 @@ def answers_legend(
     shown = f'{min(n, total):,} of {total:,} answers' if total else 'No answers were asked for (n_eval_samples)'
     if not known: return f'{shown}. All of them are in generations.jsonl.'
     n_wrong = sum(not g['right_after'] for g in generations)
-    return (f'{shown}, those first that are still wrong after tuning: {n_wrong:,}. ✓ is right and ✗ is wrong by the small '
-            'world\'s own rules. All of them are in generations.jsonl.')
+    return (f'{shown}, those first that are still wrong after tuning: {n_wrong:,}. ✓ is right and ✗ is wrong by '
+            'the small world\'s own rules. All of them are in generations.jsonl.')
 
 # %% ../nbs/appendix/finetune.ipynb #244d31d7
 def verdict_part(
@@ -384,7 +386,8 @@ def report_page(
              f"{_duration(s['fit'])}, the whole run {_duration(s['total'])}. {report['params']}.")
     return whole_page('Before and after', P(intro, cls='quiet'), tiles(report['before'], report['after']),
         figures_table(report['before'], report['after']),
-        H2('What it answers'), P(answers_legend(generations)), answers_table(generations), H2('What the judge says'), *verdict_part(report['judge']),
+        H2('What it answers'), P(answers_legend(generations)), answers_table(generations),
+        H2('What the judge says'), *verdict_part(report['judge']),
         H2('How it learned'), curves(history), cfg=cfg)
 
 # %% ../nbs/appendix/finetune.ipynb #8b8c02c0
@@ -519,7 +522,7 @@ def run_command(
 ): # 0: done, 1: it failed, 130: interrupted
     "Run a command: what goes wrong is one sentence; without a terminal there are no bars and no notes of libraries"
     quiet = {} if sys.stderr.isatty() else dict(TQDM_DISABLE='1', WANDB_SILENT='true')
-    calm = dict(HF_HUB_VERBOSITY='error', OMP_WAIT_POLICY='PASSIVE') # beside another program, threads that spin halve the speed
+    calm = dict(HF_HUB_VERBOSITY='error', OMP_WAIT_POLICY='PASSIVE') # threads that spin lose to other programs
     for k, v in (quiet | calm).items(): os.environ.setdefault(k, v) # read at their import
     how, warnings.formatwarning = warnings.formatwarning, lambda message, *args, **kwargs: f'{name}: {message}\n'
     say = lambda text: print(f'{name}: {text}', file=sys.stderr)

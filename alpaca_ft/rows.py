@@ -80,13 +80,15 @@ def refuse(
     "Raise one ValueError that counts all `problems` and shows the first ten; none: do nothing."
     if not problems: return
     more = [f'... and {len(problems) - 10} more'] if len(problems) > 10 else []
-    raise ValueError(f'{what}: {len(problems)} problem{"s"*(len(problems) > 1)}\n  ' + '\n  '.join(problems[:10] + more))
+    count = f'{len(problems)} problem' + 's'*(len(problems) > 1)
+    raise ValueError(f'{what}: {count}\n  ' + '\n  '.join(problems[:10] + more))
 
 def _no_blocks(names, name):
     "Refuse packed blocks where rows are expected."
     if 'input_ids' in names and not {'instruction', 'output'} & set(names):
         raise ValueError(f'{name}: holds packed blocks ({sorted(names)}), not rows; blocks go to get_dls')
 
+# %% ../nbs/appendix/rows.ipynb #0f80ebc5
 def check_rows(
     numbered, # (number, row, problem or None) of each
     name:str, # where they are from, in errors

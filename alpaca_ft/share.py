@@ -26,6 +26,7 @@ x = tokenizer(prompt, return_tensors='pt'{special})['input_ids']
 out = model.generate(x, max_new_tokens={max_new_tokens}, do_sample=False)
 print(tokenizer.decode(out[0, x.shape[1]:], skip_special_tokens=True))'''
 
+# %% ../nbs/appendix/share.ipynb #564c2f67
 def model_card(
     cfg=None, # the run's `Config`
     figures:dict=None, # name -> value
@@ -36,8 +37,9 @@ def model_card(
     name = f'{Path(cfg.model_id).name}, instruction-tuned' if cfg else 'An instruction-tuned model'
     data = data or (cfg.rows if cfg else None) or 'the small world of alpaca_ft'
     table = lambda head, rows: ['| ' + ' | '.join(head) + ' |', '|---|---|', *(f'| {k} | {v} |' for k, v in rows)]
-    lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation', 'tags: [alpaca_ft, instruction-tuning]',
-             '---', f'# {name}', '', f'Tuned with alpaca_ft from `{cfg.model_id if cfg else "not stated"}`.', '',
+    lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation',
+             'tags: [alpaca_ft, instruction-tuning]', '---', f'# {name}', '',
+             f'Tuned with alpaca_ft from `{cfg.model_id if cfg else "not stated"}`.', '',
              f'- Data: {data}', f'- Licence: {license}', '']
     if cfg: lines += ['## Ask it', '', '```python', _usage(cfg.template, cfg.max_new_tokens), '```', '']
     if figures: lines += ['## Figures', '', *table(('on held-out rows', ''), figures.items()), '']
