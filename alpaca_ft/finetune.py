@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'REPORT_STYLE', 'FIGURES', 'GROUPS', 'WORDS', 'YES', 'ABOUT', 'ENDING', 'check_out', 'get_rows', 'get_blocks',
            'prepare', 'ledger_of', 'trial_speed', 'run_flops', 'disk_bytes', 'plan', 'ask_all_rows', 'same_words',
-           'measure', 'judge_answers', 'curves', 'show_figure', 'figures_table', 'tiles', 'answers_table',
+           'measure', 'judge_answers', 'curves', 'show_figure', 'figures_table', 'tiles', 'folded', 'answers_table',
            'answers_legend', 'verdict_part', 'whole_page', 'report_page', 'reporting', 'card_figures', 'tracked',
            'validator', 'side_by_side', 'run', 'finetune', 'strict', 'run_command', 'reader', 'make_parser', 'summary',
            'main']
@@ -237,7 +237,8 @@ def judge_answers(
     out # folder for verdicts.jsonl and verdicts.html
 ): # `win_rates` of answer 1 (base) and 2 (tuned), who judged, and the verdicts; None: nobody to ask
     "Let a judge compare the two models' answers, each pair in both orders"
-    from alpaca_ft.judge import judge_page, judge_pairs, log_verdicts, make_pairs, win_rates
+    from alpaca_ft.judge import judge_pairs, make_pairs, win_rates
+    from alpaca_ft.verdicts import judge_page, log_verdicts
     from alpaca_ft.small_world import oracle_server
     rows, before, after = list(rows)[:cfg.n_judge], before[:cfg.n_judge], after[:cfg.n_judge]
     if not rows or not (known or cfg.judge_model): return None
@@ -320,6 +321,14 @@ def tiles(
     return Div(*(Div(FIGURES[k], B(text(k)), cls='tile') for k in names), cls='tiles')
 
 # %% ../nbs/appendix/finetune.ipynb #1d218aac
+def folded(
+    text, # of an answer
+    n=60 # characters to see at once
+): # the text, or its beginning, which opens
+    "Fold a long answer, so that it does not push the others off the screen"
+    from fastcore.xml import Details, Summary
+    return text if len(text) <= 2*n else Details(Summary(text[:n], '…'), text[n:])
+
 def answers_table(
     generations, # dicts: instruction, input, output, before, after; `right_before`, `right_after` if the truth is known
     n=30 # so many
@@ -329,7 +338,7 @@ def answers_table(
     from alpaca_ft.small_world import full_instruction
     names = 'asked', 'before', 'after', 'reference'
     def row(g):
-        texts = full_instruction(g), g['before'], g['after'], g['output']
+        texts = full_instruction(g), folded(g['before']), g['after'], g['output']
         mark = lambda name: {True: 'right', False: 'wrong', None: ''}[g.get(f'right_{name}')]
         return Tr(*(Td(t, cls=mark(name), data_label=name) for t, name in zip(texts, names)))
     shown = sorted(generations, key=lambda g: g.get('right_after') is not False)[:n]  # what is wrong first
@@ -370,7 +379,7 @@ def whole_page(
 ): # the page, as a text
     "Wrap the parts into one self-contained page"
     from fastcore.xml import Details, H1, Summary, Table, Td, Tr
-    from alpaca_ft.judge import html_page
+    from alpaca_ft.verdicts import html_page
     fields = Details(Summary('The configuration'), Table(*(Tr(Td(k), Td(str(v))) for k, v in cfg.items())))
     return html_page(f'alpaca_ft: {title}', H1(title), *parts, fields, more_style=REPORT_STYLE)
 

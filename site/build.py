@@ -18,7 +18,7 @@ ini = configparser.ConfigParser(delimiters=['='])
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 blob = f"{cfg['git_url']}/blob/{cfg['branch']}"
-appendices = 'small_world config rows checkpoint trunk artifacts batching share finetune chat choices asking judge_study oracle autopsy full_run speed scale pages'.split()
+appendices = 'small_world config rows blocks checkpoint trunk artifacts batching share finetune chat choices asking verdicts judge_study oracle autopsy full_run speed scale pages'.split()
 directive = re.compile(r'^#\s*\|\s*(\w+).*\n?', re.M)
 link = re.compile(r'(\]\()(?!\w+:|#)([^)\s]+)')
 view, state = ('application/vnd.jupyter.widget-' + kind for kind in ('view+json', 'state+json'))
