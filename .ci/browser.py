@@ -92,7 +92,7 @@ def look(page, url, axe_source):
 def search(page, base):
     "Yield a fault if the search does not find the lesson that packs."
     page.goto(f'{base}/search.html?q=packing')
-    page.locator('#search-results li a').first.wait_for()
+    page.locator('.search-summary', has_text='finished').wait_for()
     found = page.locator('#search-results li a').evaluate_all('all => all.map(a => a.href)')
     print(f'search for "packing": {len(found)} pages')
     if not any('00_data' in a for a in found): yield f'search for "packing" finds {found}, not 00_data'
