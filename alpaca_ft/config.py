@@ -39,7 +39,7 @@ class Config:
     freeze_embed: bool = True            # leave the embeddings untrained too
     tied: str = 'untie'                  # where head and embeddings are one tensor: 'untie', 'train' or 'freeze' it
     gradient_checkpointing: bool = False # less memory, a little more time
-    n_eval: int|None = None              # rows held out; None: a tenth, at most 1,000
+    n_eval: int|None = None              # rows held out; None: a tenth, at most 1,000 (small world: 500)
     n_eval_samples: int = 10             # prompts sampled at each validation
     eval_every: int|None = None          # steps between validations; None: at each epoch's end
     max_new_tokens: int = 64             # longest sampled answer

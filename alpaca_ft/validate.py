@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .batching import answer_all, eos_ids, left_pad, prompt_ids, shared_prefixes
+from .batching import answer_all, eos_ids, left_pad, prompt_ids
 from .checkpoint import track
 from .data import _tokenize, get_dls, make_prompt, pack
 from .loop import autocast_for, lm_loss, to_device
@@ -295,7 +295,7 @@ def browse_steps(
     label = lambda p: p.split('### Instruction:\n')[-1][:60].replace('\n', ' ')
     which = W.Dropdown(options=[(label(p), p) for p in prompts], description='prompt')
     step = W.SelectionSlider(options=steps, description='step')
-    left, right, view = W.Button(icon='arrow-left'), W.Button(icon='arrow-right'), W.HTML()
+    left, right, view = W.Button(description='←'), W.Button(description='→'), W.HTML()
     def move(by): step.value = steps[max(0, min(len(steps) - 1, steps.index(step.value) + by))]
     def draw_it(_=None):
         view.value = steps_html([r for r in records if r['prompt'] == which.value and r['step'] == step.value])

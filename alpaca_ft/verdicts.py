@@ -77,7 +77,7 @@ def judge_page(
     names=('answer 1', 'answer 2'),  # what to call the two
     title='Verdicts',  # of the page
 )->str:                # the page
-    "Make one self-contained HTML page: rates, then every pair by kind, with the judge's arguments; all text escaped."
+    "Write rates and every pair by kind, with the judge's arguments, as one self-contained HTML page; all text escaped."
     from fastcore.xml import Details, H1, P, Summary
     rows, rates = verdict_rows(pairs, verdicts, names), win_rates(verdicts)
     kinds = dict(switched='The judge changed its mind', tie='Ties', won='Consistent', failed='No verdict')
