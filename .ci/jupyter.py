@@ -33,7 +33,7 @@ controls = '.noUi-handle, .widget-dropdown select, .widget-checkbox input, .widg
 def promise(path):
     "The sentence of a notebook's first cell that says how long it takes."
     text = ''.join(json.loads(path.read_text('utf-8'))['cells'][0]['source']).replace('\n', ' ')
-    return next((s for s in re.split(r'(?<=[.])\s', text) if re.search(r'minute|second', s)), 'no time promised')
+    return next((s for s in re.split(r'(?<=[.])\s', text) if re.search(r'to run\b.*CPU|(?:minutes?|seconds?) to run', s)), 'no time promised')
 
 
 def has_widget(path): return 'widget-view+json' in path.read_text('utf-8')
