@@ -48,7 +48,8 @@ def split_rows(
     clean = [i for i in train if keys[i] not in held]
     n_same = len(train) - len(clean)
     if drop_duplicates: train = clean
-    elif n_same: warnings.warn(f'{n_same} training rows ask what an eval row asks: drop_duplicates=True')
+    elif n_same: warnings.warn(f'{n_same} training rows ask what an eval row asks, and flatter its figures: '
+                                'take them out, or split with drop_duplicates=True')
     if not train: raise ValueError(f'split_rows: no training row is left, all {n_same} ask what an eval row asks')
     return rows.select(train), rows.select(order[-n_eval:])
 
@@ -281,7 +282,9 @@ def pack(
                 yield table
         if not n_blocks: raise ValueError(f'pack: {len(examples)} examples, and nothing to predict in any: {counts}')
     blocks = collect(tables(), path, counts)
-    if any(counts.values()): warnings.warn(f'pack: max_seq_len={max_seq_len}, of {len(examples)} examples {counts}')
+    words = dict(n_cut='cut', n_too_long_dropped='too long, left out', n_no_target_dropped='without a target, left out')
+    lost = '; '.join(f'{n} {words[k]}' for k, n in counts.items() if n)
+    if lost: warnings.warn(f'pack: of {len(examples)} examples {lost} (max_seq_len={max_seq_len})')
     return blocks
 
 # %% ../nbs/00_data.ipynb #4349df41

@@ -32,7 +32,9 @@ def check_out(
                        for c in (Config.load(out/'config.json'), cfg))
         if diff := differences(there, here):
             raise ValueError(f'out={cfg.out!r} holds another run: ' + '; '.join(diff) +
-                             '. Resume it with the options it was started with, or choose another folder (--out)')
+                             '. Resume it with the options it was started with, or choose another folder (--out); '
+                             f'to train its model further, --model {out/"model"}')
+    if cfg.resume and not (out/'config.json').exists(): warnings.warn(f'out={cfg.out!r} holds no run: a new one begins')
     if not out.exists() or not any(out.iterdir()) or cfg.resume or cfg.dry_run: return out
     what = 'a run' if (out/'config.json').exists() else f'other files, as {min(p.name for p in out.iterdir())}'
     raise ValueError(f'out={cfg.out!r} holds {what} already: choose another folder (--out), '
@@ -316,7 +318,8 @@ def tiles(
 ): # the three figures to see first
     "Show the figures that matter most, large"
     from fastcore.xml import B, Div
-    names = [k for k in ('exact_match', 'eos_rate', 'accuracy', 'loss') if after.get(k) is not None][:3]
+    best = 'exact_match', 'as_reference', 'accuracy', 'loss', 'eos_rate'  # what changed, in this order
+    names = [k for k in best if after.get(k) is not None and after[k] != before.get(k)][:3]
     text = lambda k: f'{show_figure(k, before.get(k))} → {show_figure(k, after[k])}'
     return Div(*(Div(FIGURES[k], B(text(k)), cls='tile') for k in names), cls='tiles')
 
@@ -339,7 +342,7 @@ def answers_table(
     names = 'asked', 'before', 'after', 'reference'
     def row(g):
         texts = full_instruction(g), folded(g['before']), g['after'], g['output']
-        mark = lambda name: {True: 'right', False: 'wrong', None: ''}[g.get(f'right_{name}')]
+        mark = lambda name: {True: 'right', False: 'wrong', None: ''}[g.get(f'right_{name}', g.get(f'same_{name}') or None)]
         return Tr(*(Td(t, cls=mark(name), data_label=name) for t, name in zip(texts, names)))
     shown = sorted(generations, key=lambda g: g.get('right_after') is not False)[:n]  # what is wrong first
     return Table(Tr(*map(Th, names)), *map(row, shown), cls='wide')
@@ -351,7 +354,7 @@ def answers_legend(
     "Say what the table of answers shows"
     known, total = 'right_after' in (generations or [{}])[0], len(generations)
     shown = f'{min(n, total):,} of {total:,} answers' if total else 'No answers were asked for (n_eval_samples)'
-    if not known: return f'{shown}. All of them are in generations.jsonl.'
+    if not known: return f'{shown}; ✓ is the reference, word for word. All of them are in generations.jsonl.'
     n_wrong = sum(not g['right_after'] for g in generations)
     return (f'{shown}, those first that are still wrong after tuning: {n_wrong:,}. ✓ is right and ✗ is wrong by '
             'the small world\'s own rules. All of them are in generations.jsonl.')
@@ -363,7 +366,7 @@ def verdict_part(
     "Say what the judge found, with intervals, counts and failures"
     from fastcore.xml import A, P, Table, Td, Th, Tr
     from alpaca_ft.judge import rate_rows, rates_line
-    if judged is None: return [P('No judge was named (judge_model), so nobody compared the answers.')]
+    if judged is None: return [P('No judge was named (--judge_model), so nobody compared the answers.')]
     rates = [r for r in rate_rows(judged, NAMES) if r['rule'] == 'left out' and r['k'] is not None]
     row = lambda r: Tr(Td(r['what']), Td(f"{r['k']} of {r['n']}", cls='n'), *(
         Td('–' if r['rate'] is None else f'{r[k]:.1%}', cls='n') for k in ('rate', 'low', 'high')))
@@ -421,7 +424,7 @@ def reporting(
         _write(files[1], whole_page(f'This run: {status}', P(why), cfg=asdict(cfg)))
     tell('running', 'It has not come to its end. If nothing is running any more, it was killed: --resume goes on.')
     try: yield
-    except KeyboardInterrupt as e: tell('interrupted', str(e) or 'By Ctrl-C. --resume goes on.'); raise
+    except KeyboardInterrupt as e: tell('interrupted', str(e).replace('resume=True', '--resume') or 'By Ctrl-C. --resume goes on.'); raise
     except Exception as e: tell('failed', f'{type(e).__name__}: {e}'); raise
 
 # %% ../nbs/appendix/finetune.ipynb #ccc146b8
@@ -466,11 +469,12 @@ def side_by_side(
     rows, before, after, # what was asked, and the answers, as `ask_all_rows` gives them
     known # is the truth known?
 ): # list of dicts, as in generations.jsonl
-    "Join rows and answers, and mark them where the truth is known"
+    "Join rows and answers, and mark right and wrong; where the truth is not known, what is the reference"
     from alpaca_ft.small_world import score
     def join(row, b, a):
         both = row | dict(before=b[0], after=a[0], stopped_before=b[1], stopped_after=a[1])
-        return both | (dict(right_before=score(row, b[0]), right_after=score(row, a[0])) if known else {})
+        if known: return both | dict(right_before=score(row, b[0]), right_after=score(row, a[0]))
+        return both | dict(same_before=same_words(row, b[0]), same_after=same_words(row, a[0]))
     return [join(*x) for x in zip(rows, before, after)]
 
 # %% ../nbs/appendix/finetune.ipynb #04d970af
@@ -486,7 +490,7 @@ def run(
     t_fit = time.perf_counter()
     history = fit(r.model, r.train_dl, cfg, out=out, validate=validator(cfg, r, out), resume=cfg.resume,
                   progress='TQDM_DISABLE' not in os.environ)
-    t_fit = time.perf_counter() - t_fit
+    steps, t_fit = sum(r['seconds'] for r in history), time.perf_counter() - t_fit # those before a --resume too
     after, new = measure(*args, cfg)
     save_model(r.model, r.tokenizer, out/'model', cfg=cfg, figures=card_figures(before, after), log=cfg.log_model)
     generations = side_by_side(r.asked, old, new, r.known)
@@ -494,7 +498,7 @@ def run(
     judged = judge_answers(r.asked, old, new, r.known, cfg, out)
     report = dict(status='done', before=before, after=after, judge=judged, n_train=len(r.train), n_eval=len(r.held),
                   n_steps=len(history), params=r.params, config=asdict(cfg),
-                  seconds=dict(fit=t_fit, total=time.perf_counter() - t))
+                  seconds=dict(fit=steps, total=time.perf_counter() - t - t_fit + max(steps, t_fit)))
     _write(out/'report.html', report_page(report, generations, history))
     _write_json(out/'report.json', report)
     return report
@@ -602,7 +606,7 @@ def make_parser(
                for name, p in PRESETS.items()]
     parser = strict(argparse.ArgumentParser(
         'alpaca_ft', description=ABOUT, epilog='\n'.join(['presets:', *presets, '', ENDING]),
-        formatter_class=argparse.RawDescriptionHelpFormatter))
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False))
     parser.add_argument('--preset', default='tiny', type=_preset, metavar='NAME',
                         help=f'where to start from: {", ".join(PRESETS)} (default: tiny)')
     for title, names in GROUPS.items():
