@@ -342,7 +342,8 @@ def answers_table(
     names = 'asked', 'before', 'after', 'reference'
     def row(g):
         texts = full_instruction(g), folded(g['before']), g['after'], g['output']
-        mark = lambda name: {True: 'right', False: 'wrong', None: ''}[g.get(f'right_{name}', g.get(f'same_{name}') or None)]
+        is_right = lambda name: g.get(f'right_{name}', g.get(f'same_{name}') or None)
+        mark = lambda name: {True: 'right', False: 'wrong', None: ''}[is_right(name)]
         return Tr(*(Td(t, cls=mark(name), data_label=name) for t, name in zip(texts, names)))
     shown = sorted(generations, key=lambda g: g.get('right_after') is not False)[:n]  # what is wrong first
     return Table(Tr(*map(Th, names)), *map(row, shown), cls='wide')
@@ -424,7 +425,8 @@ def reporting(
         _write(files[1], whole_page(f'This run: {status}', P(why), cfg=asdict(cfg)))
     tell('running', 'It has not come to its end. If nothing is running any more, it was killed: --resume goes on.')
     try: yield
-    except KeyboardInterrupt as e: tell('interrupted', str(e).replace('resume=True', '--resume') or 'By Ctrl-C. --resume goes on.'); raise
+    except KeyboardInterrupt as e:
+        tell('interrupted', str(e).replace('resume=True', '--resume') or 'By Ctrl-C. --resume goes on.'); raise
     except Exception as e: tell('failed', f'{type(e).__name__}: {e}'); raise
 
 # %% ../nbs/appendix/finetune.ipynb #ccc146b8

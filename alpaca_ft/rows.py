@@ -31,7 +31,8 @@ def _row_problems(row, keys):
     if not isinstance(row, dict): return [f'must be an object with instruction and output, found {_found(row)}']
     usual = {'instruction', 'input', 'output'}
     missing = [k for k in ('instruction', 'output') if k not in row]
-    bad = [f'field {" and ".join(map(repr, missing))} is missing, found only {sorted(row)}; columns can name yours'] if missing else []
+    fields = ' and '.join(map(repr, missing))
+    bad = [f'field {fields} is missing, found only {sorted(row)}; columns can name yours'] if missing else []
     for k in ('instruction', 'input', 'output'):
         if k not in row or (k == 'input' and row[k] is None): continue
         if problem := _text_problem(row[k], k == 'input'): bad.append(f'field {k!r} {problem}')
