@@ -37,7 +37,8 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .rates { display: block; overflow-x: auto } .rates td, .rates th { padding: .2rem .8rem; overflow-wrap: normal }
 .pair { border: 1px solid #8886; border-radius: .4rem; padding: .6rem 1rem; margin: 1rem 0 }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem } .best pre { background: #2a9d5533 }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; color: inherit; padding: .6rem; margin: .3rem 0 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem; margin: .3rem 0; background: #8882 }
+pre { color: inherit }
 @media (max-width: 40rem) { .two { grid-template-columns: 1fr } }
 """
 
