@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from .rows import check_dataset, check_rows, collect, open_rows, read_rows, refuse, to_dataset, windows
+from .tools.rows import check_dataset, check_rows, collect, open_rows, read_rows, refuse, to_dataset, windows
 
 # %% ../nbs/00_data.ipynb #04274084
 def load_rows(

@@ -11,7 +11,7 @@ __all__ = ['SYSTEM', 'MAKE_CHOICE', 'ERRORS', 'ARTICLE_PAIRS', 'fenced', 'judge_
 import hashlib, json, re, warnings
 from collections import Counter
 
-from .asking import _get, _stored, ask_all, estimate_jobs, make_client, read_message, read_text, request_key
+from .tools.asking import _get, _stored, ask_all, estimate_jobs, make_client, read_message, read_text, request_key
 
 # %% ../nbs/04_judge.ipynb #a6744873
 SYSTEM = """You compare two answers to one instruction. Pick the answer that follows the instruction better and is \

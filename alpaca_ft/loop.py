@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .checkpoint import Checkpointer, check_finite, explain_oom, finish_step_on_ctrl_c, track
+from .tools.checkpoint import Checkpointer, check_finite, explain_oom, finish_step_on_ctrl_c, track
 from .config import Config
 from .freeze import checkpoint_layers
-from .share import log_model, model_card, upload
+from .results.save import log_model, model_card, upload
 
 # %% ../nbs/02_loop.ipynb #3a795a3d
 class HeadLoss(torch.autograd.Function):

@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .batching import answer_all, eos_ids, left_pad, prompt_ids
-from .checkpoint import track
+from .tools.batching import answer_all, eos_ids, left_pad, prompt_ids
+from .tools.checkpoint import track
 from .data import _tokenize, get_dls, make_prompt, pack
 from .loop import autocast_for, lm_loss, to_device
 
