@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['eval_mode', 'evaluate', 'next_probs', 'draw', 'gen_settings', 'generate', 'append_records', 'log_table',
-           'prompt_table', 'read_table', 'leaks', 'exact_match', 'stop_rates', 'validate', 'steps_html', 'browse_steps',
-           'text_dl']
+           'prompt_table', 'read_table', 'leaks', 'exact_match', 'stop_rates', 'same_words', 'measure', 'validate',
+           'steps_html', 'browse_steps', 'text_dl']
 
 # %% ../nbs/03_validate.ipynb #5434bb32
 import html, json, math, os, re, sys
@@ -162,27 +162,44 @@ def log_table(
     return track({key: data, 'train/global_step': records[0]['step']})
 
 # %% ../nbs/03_validate.ipynb #f92cf9a8
+def _record(row, row_id, prompt, text, stopped, step, settings):
+    "One answer with all that belongs to it; the row's further columns stand at the end."
+    if isinstance(row, str): row = {}
+    if row.get('row_id') is not None: row_id = row['row_id']
+    record = dict(row_id=row_id, step=step, instruction=row.get('instruction'),
+                  input=row.get('input'), prompt=prompt, generation=text, concat=prompt + text,
+                  reference=row.get('output'), stopped=stopped, **settings)
+    return record | {k: v for k, v in row.items() if k not in (*record, 'output')}
+
+def _answer(model, tokenizer, rows, step=0, max_new_tokens=None, temperature=None, top_p=None,
+            seed=None, template='alpaca', **kwargs):
+    "Answer all rows: records, as `prompt_table` returns them."
+    rows = list(rows)
+    prompts = [r if isinstance(r, str) else make_prompt(r, template, tokenizer) for r in rows]
+    settings = gen_settings(model, max_new_tokens, temperature, top_p, seed)
+    answers = generate(model, tokenizer, prompts, template=template, with_stop=True, **settings,
+                       **kwargs)
+    asked_rows = enumerate(zip(rows, prompts, answers))
+    return [_record(row, i, prompt, *answer, step, settings)
+            for i, (row, prompt, answer) in asked_rows]
+
+def _keep(records, out):
+    "Add records to a file, if one is named, and send them to the W&B run, if there is one."
+    if out: append_records(out, records)
+    log_table(records)
+
 def prompt_table(
     model, tokenizer, # who answers
     rows, # with instruction and perhaps input and output; or prompts, as texts
     step:int=0, # of the training
     out=None, # a JSON-lines file that the records are added to
-    max_new_tokens:int|None=None, # this and the next three as in `gen_settings`: None is the model's own
-    temperature:float|None=None, top_p:float|None=None, seed:int|None=None,
-    template:str='alpaca', # as in `make_prompt`
-    **kwargs # further arguments of `generate`
-)->list: # records: prompt, generation, concat, reference, step, stopped, and the settings that were used
-    "Answer, and keep prompt and answer side by side: in a file, and as a new table in the W&B run, if there is one."
-    rows = list(rows)
-    prompts = [r if isinstance(r, str) else make_prompt(r, template, tokenizer) for r in rows]
-    settings = gen_settings(model, max_new_tokens, temperature, top_p, seed)
-    answers = generate(model, tokenizer, prompts, template=template, with_stop=True, **settings, **kwargs)
-    references = [None if isinstance(r, str) else r.get('output') for r in rows]
-    records = [dict(prompt=p, generation=text, concat=p + text, reference=ref, step=step, stopped=stopped, **settings)
-               for p, (text, stopped), ref in zip(prompts, answers, references)]
-    if out: append_records(out, records)
-    log_table(records)
+    **how # max_new_tokens, temperature, top_p, seed: as in `gen_settings`; all others as in `generate`
+)->list: # records: dicts, as described above
+    "Answer, and keep answers and prompts: in a file, and as a new table in the W&B run."
+    records = _answer(model, tokenizer, rows, step, **how)
+    _keep(records, out)
     return records
+
 
 # %% ../nbs/03_validate.ipynb #214722c2
 def read_table(
@@ -193,7 +210,7 @@ def read_table(
     last = {}
     for n, line in enumerate(Path(path).read_text(encoding='utf-8').split('\n'), 1):
         if not line.strip(): continue
-        try: r = json.loads(line); last[r['step'], r['prompt']] = r
+        try: r = json.loads(line); last[r['step'], r['row_id']] = r
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f'{path}, line {n}: no record of prompt_table ({e!r})') from e
     return sorted(last.values(), key=lambda r: r['step'])
@@ -242,6 +259,47 @@ def stop_rates(
     return res | dict(reference_truncated=sum(len(i) > max_new_tokens for i in ids) / len(ids))
 
 # %% ../nbs/03_validate.ipynb #4583e921
+def same_words(
+    row, text # with `output`, the reference; an answer
+)->bool: # is it the reference, but for white space?
+    "Compare an answer with its reference: all that can be said without the truth or a judge."
+    return text.split() == row['output'].split()
+
+def _count(rows, records, score):
+    "Count answers, and mark each `right` or not; None where there is nothing to count."
+    figures = dict(n_answers=len(records), eos_rate=None, exact_match=None, as_reference=None,
+                   families=None)
+    for row, r in zip(rows, records): r['right'] = bool(score(row, r['generation'])) if score else None
+    if not records: return figures
+    figures['eos_rate'] = stop_rates(r['stopped'] for r in records)['eos_rate']
+    texts = [r['generation'] for r in records]
+    if score:
+        rates = exact_match(records, texts, lambda record, text: record['right'])
+        figures['exact_match'] = rates.pop('all')['rate']
+        figures['families'] = {family: counts['rate'] for family, counts in rates.items()}
+    elif all(r['reference'] is not None for r in records):
+        figures['as_reference'] = sum(map(same_words, rows, texts)) / len(records)
+    return figures
+
+def measure(
+    model, tokenizer, # who is measured
+    eval_dl, # held-out batches, for the loss
+    rows, # held-out rows: all are answered
+    score=None, # score(row, text) -> is it right? where the truth is known
+    precision:str='auto', # as in `fit`: of the loss and of the answers
+    progress:bool=True, # show bars
+    **how # step, and the settings of `prompt_table`: max_new_tokens, temperature, bs, ...
+)->tuple: # figures (a dict), and the records of `prompt_table` with `right` (None: not known)
+    """Evaluate, answer all rows, count: the one way in which a model is measured.
+
+    The figures are loss, perplexity, accuracy, n_targets; n_answers, eos_rate; exact_match and
+    families (a rate each) by `score`, and without it as_reference, the share of answers that are
+    the reference word for word. What cannot be said is None."""
+    figures = evaluate(model, eval_dl, precision, progress)
+    rows = list(rows)
+    records = _answer(model, tokenizer, rows, precision=precision, progress=progress, **how)
+    return figures | _count(rows, records, score), records
+
 def validate(
     model, # as it is now
     step:int, # of the training
@@ -252,17 +310,19 @@ def validate(
     precision:str='auto', # as in `fit`
     progress:bool=True, # show bars
     **kwargs # settings for `prompt_table`: max_new_tokens, temperature, ...
-)->dict: # eval_loss, eval_perplexity, eval_accuracy, eval_n_targets, eval_eos_rate, eval_exact_match
-    "Evaluate, answer some held-out rows, log both: `fit` calls it as `validate(model, step)`, the rest filled in."
-    figures = {f'eval_{k}': v for k, v in evaluate(model, eval_dl, precision, progress).items()}
+)->dict: # eval_ and: loss, perplexity, accuracy, n_targets, eos_rate, exact_match
+    """Measure, and log figures and some answers, as the article's `validate` does.
+
+    `fit` calls it as `validate(model, step)`, the rest filled in."""
     samples = [rows[i] for i in range(min(n_eval_samples, len(rows)))]
-    if samples:
-        records = prompt_table(model, tokenizer, samples, step, out, precision=precision, progress=progress, **kwargs)
-        figures['eval_eos_rate'] = stop_rates(r['stopped'] for r in records)['eos_rate']
-        texts = [r['generation'] for r in records]
-        if score: figures['eval_exact_match'] = exact_match(samples, texts, score)['all']['rate']
-    track(figures | {'train/global_step': step})
-    return figures
+    figures, records = measure(model, tokenizer, eval_dl, samples, score, precision, progress,
+                               step=step, **kwargs)
+    if records: _keep(records, out)
+    names = 'loss', 'perplexity', 'accuracy', 'n_targets', 'eos_rate', 'exact_match'
+    known = {f'eval_{k}': figures[k] for k in names if figures[k] is not None}
+    track(known | {'train/global_step': step})
+    return known
+
 
 # %% ../nbs/03_validate.ipynb #2fa44066
 def steps_html(
