@@ -126,8 +126,8 @@ def _check_tokenizer(tokenizer, d, model_id):
     want = 'expected the tokenizer this model was trained with'
     n_ids, n_rows = max(tokenizer.get_vocab().values()) + 1, d['vocab_size']
     if n_ids > n_rows:
-        raise ValueError(f'{model_id}: the tokenizer gives ids up to {n_ids - 1}, but the embedding '
-                         f'has {n_rows} rows: {want}')
+        raise ValueError(f'{model_id}: the tokenizer gives ids up to {n_ids - 1}, but the '
+                         f'embedding has {n_rows} rows: {want}')
     own = tokenizer.eos_token_id
     if own is None:
         raise ValueError(f'{model_id}: the tokenizer has no EOS token, so no answer could ever end')
