@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['active_run', 'track', 'log_table']
 
-# %% ../../nbs/tools/tracking.ipynb #e726c98e
+# %% ../../nbs/tools/tracking.ipynb #cc257b13
 import sys, threading, warnings
 
 # %% ../../nbs/tools/tracking.ipynb #ea9120a6
 def active_run(): # the W&B run, or None
-    "Find the active run of Weights & Biases; who never imported it has none, and it is not imported here."
+    "Find the active run of Weights & Biases, which is not imported for it."
     return getattr(sys.modules.get('wandb'), 'run', None)
 
 # %% ../../nbs/tools/tracking.ipynb #1c77f0ff
-_given_up = [] # runs that failed
+_given_up = []  # runs that failed
 
 def track(
     record:dict, # what to send
     timeout:float=30. # seconds after which a hanging tracker is given up
 )->bool: # was it sent?
-    "Log to the active run, if there is one; a tracker that fails or hangs is reported once and left alone."
+    "Log to the active run; a tracker that fails or hangs is reported once and left alone."
     run = active_run()
     if run is None or any(run is r for r in _given_up): return False
     trouble = [f'no answer in {timeout:g} s']
@@ -28,7 +28,8 @@ def track(
         try:
             run.log(record)
             trouble.clear()
-        except Exception as e: trouble[:] = [f'{type(e).__name__}: {e}'] # any failure of a tracker: reported below
+        except Exception as e:  # a tracker may fail in any way: all are told below
+            trouble[:] = [f'{type(e).__name__}: {e}']
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     thread.join(timeout)
@@ -42,10 +43,11 @@ def log_table(
     key:str, # its name in the run
     columns, # names
     rows, # one list of values a row
-    step:int=None # of the training, where there is one
+    step:int|None=None # of the training, where there is one
 )->bool: # was it sent?
-    "Send a table to the active run; a new one each time, since W&B keeps the first rows of one that is sent twice."
+    "Send a table to the active run: a new one each time, since an old one keeps its first rows."
     if active_run() is None: return False
     import wandb
     table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-    return track({key: table} | ({} if step is None else {'train/global_step': step}))
+    when = {} if step is None else {'train/global_step': step}
+    return track({key: table} | when)
