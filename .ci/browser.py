@@ -1,10 +1,11 @@
-"""Open every page of the built site in a headless Chromium, on a desk's and a phone's width, and print what is wrong.
+"""Open the built site in a headless Chromium, at a desk's and a phone's width; print what is wrong.
 
     python .ci/browser.py [PATTERN ..]     pages whose path fits a glob pattern; default: all
 
-A fault is: an error on the console, anything asked of another host, something wider than the screen, a search for
-"packing" that finds nothing, or what axe-core calls serious or critical, in light and in dark. Needs `pip install playwright`,
-npm (for axe-core), and Chromium: Debian's, or the one that `playwright install chromium` brings. Exit code 1 on a fault.
+A fault is: an error on the console, anything asked of another host, something wider than the
+screen, a search for "packing" that finds nothing, or what axe-core calls serious or critical, in
+light and in dark. Needs `pip install playwright`, npm (for axe-core), and Chromium: Debian's, or
+the one that `playwright install chromium` brings. Exit code 1 on a fault.
 """
 import functools, http.server, os, shutil, subprocess, sys, tarfile, tempfile, threading
 from pathlib import Path
@@ -23,7 +24,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def serve():
     "The site on a free local port; its address."
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=site))
+    handler = functools.partial(Quiet, directory=site)
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f'http://127.0.0.1:{server.server_port}'
 
@@ -31,15 +33,18 @@ def serve():
 def axe():
     "The source of axe-core, from npm."
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([shutil.which('npm'), 'pack', '--silent', f'axe-core@{axe_version}'], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        with tarfile.open(next(Path(folder).glob('*.tgz'))) as tar: return tar.extractfile('package/axe.min.js').read().decode()
+        subprocess.run([shutil.which('npm'), 'pack', '--silent', f'axe-core@{axe_version}'],
+                       cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        with tarfile.open(next(Path(folder).glob('*.tgz'))) as tar:
+            return tar.extractfile('package/axe.min.js').read().decode()
 
 
 def browser(p):
     "A headless Chromium that asks for nothing by itself."
     flags = ['--disable-background-networking', '--disable-component-update', '--no-first-run']
-    own = os.environ.get('CHROMIUM') or shutil.which('chromium')  # None: the one that Playwright brought
-    return p.chromium.launch(executable_path=own, args=flags + ['--no-sandbox'] * (getattr(os, 'geteuid', lambda: 1)() == 0))
+    if getattr(os, 'geteuid', lambda: 1)() == 0: flags.append('--no-sandbox')
+    own = os.environ.get('CHROMIUM') or shutil.which('chromium')  # None: Playwright's own
+    return p.chromium.launch(executable_path=own, args=flags)
 
 
 def watch(page, base, seen):
@@ -57,9 +62,14 @@ def watch(page, base, seen):
 wide = """() => {
   const most = document.documentElement.clientWidth
   if (document.documentElement.scrollWidth <= most) return []
-  const clipped = e => { for (let p = e.parentElement; p; p = p.parentElement) if (getComputedStyle(p).overflowX != 'visible') return true }
-  const all = [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > most + 1 && !clipped(e))
-  return [`${document.documentElement.scrollWidth} px wide`, ...all.slice(0, 3).map(e => e.outerHTML.slice(0, 120))]
+  const clipped = e => {
+    for (let p = e.parentElement; p; p = p.parentElement)
+      if (getComputedStyle(p).overflowX != 'visible') return true
+  }
+  const over = e => e.getBoundingClientRect().right > most + 1 && !clipped(e)
+  const all = [...document.querySelectorAll('main *')].filter(over)
+  const shown = all.slice(0, 3).map(e => e.outerHTML.slice(0, 120))
+  return [`${document.documentElement.scrollWidth} px wide`, ...shown]
 }"""
 
 turn = """async theme => {
@@ -71,8 +81,11 @@ turn = """async theme => {
 def grave(page):
     "What axe-core finds serious or critical, with the first place of each."
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")['violations']
-    return [f"{v['id']} ({v['impact']}, {len(v['nodes'])} places): {v['nodes'][0]['html'][:160]} {v['nodes'][0]['any'][:1] and v['nodes'][0]['any'][0]['message'][:160]}"
-            for v in found if v['impact'] in ('serious', 'critical')]
+    for v in found:
+        if v['impact'] not in ('serious', 'critical'): continue
+        first = v['nodes'][0]
+        why = first['any'][0]['message'][:160] if first['any'] else ''
+        yield f"{v['id']} ({v['impact']}, {len(v['nodes'])} places): {first['html'][:160]} {why}"
 
 
 def look(page, url, axe_source):
@@ -86,7 +99,7 @@ def look(page, url, axe_source):
         page.evaluate(axe_source)
         for theme in ('light', 'dark') if size is desk else ('light',):
             page.evaluate(turn, theme)
-            for fault in grave(page): yield f"axe, {theme}, {size['width']} px: {fault}"
+            yield from (f"axe, {theme}, {size['width']} px: {fault}" for fault in grave(page))
 
 
 def search(page, base):
@@ -95,12 +108,13 @@ def search(page, base):
     page.locator('.search-summary', has_text='finished').wait_for()
     found = page.locator('#search-results li a').evaluate_all('all => all.map(a => a.href)')
     print(f'search for "packing": {len(found)} pages')
-    if not any('00_data' in a for a in found): yield f'search for "packing" finds {found}, not 00_data'
+    if not any('00_data' in a for a in found): yield f'a search for "packing" finds {found}'
 
 
 def main(patterns):
     "Look at all pages, print the faults, return the exit code."
-    pages = sorted({p for pattern in patterns or ['**/*.html'] for p in site.glob(pattern) if '_static' not in p.parts})
+    found = {p for pattern in patterns or ['**/*.html'] for p in site.glob(pattern)}
+    pages = sorted(p for p in found if '_static' not in p.parts)
     if not pages: sys.exit(f'no page in {site}: run python site/build.py first')
     base, source, n_faults = serve(), axe(), 0
     with sync_playwright() as p:

@@ -1,7 +1,7 @@
-"""The filter that git runs when a notebook is staged: standard input to standard output, cleaned as nbdev_clean does.
+"""The filter for a notebook that git stages: standard input to output, clean as by nbdev_clean.
 
-`nbdev_clean --stdin` of nbdev 2.4.14 writes nothing and exits 0, which would stage an empty file. What fails here exits 1,
-and git then stages the notebook as it is.
+`nbdev_clean --stdin` of nbdev 2.4.14 writes nothing and exits 0, which would stage an empty file.
+What fails here exits 1, and git then stages the notebook as it is.
 """
 import json, sys
 

@@ -1,10 +1,11 @@
-"""Open lessons in JupyterLab as a reader does: Run All, then move every widget and see its picture change.
+"""Open notebooks in JupyterLab as a reader does: Run All, then move every widget.
 
-    python .ci/jupyter.py [NOTEBOOK ..]        default: the five lessons and the appendices that have widgets
+    python .ci/jupyter.py [NOTEBOOK ..]     default: the five lessons and all pages with widgets
 
-Works on a copy of nbs/. Prints, for each, the seconds beside what the notebook promises, and what each control changed. Exit
-code 1 if a cell fails, a lesson takes over three minutes, or a widget's picture never changes. Needs `pip install jupyterlab playwright`
-beside `.[dev]`, and Chromium (see browser.py); SHOTS=FOLDER keeps a picture of each widget before and after.
+Works on a copy of nbs/. Prints, for each, the seconds beside what the notebook promises, and what
+each control changed. Exit code 1 if a cell fails, a lesson takes over three minutes, or a
+widget's picture never changes. Needs `pip install jupyterlab playwright` beside `.[dev]`, and
+Chromium (see browser.py); SHOTS=FOLDER keeps a picture of each widget before and after.
 """
 import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
 from contextlib import contextmanager
@@ -16,24 +17,31 @@ from browser import browser, desk, root
 
 nbs = root/'nbs'
 limit = 180
-settings = {'notebook-extension/tracker': {'windowingMode': 'none'},  # all cells are in the page, seen or not
+settings = {'notebook-extension/tracker': {'windowingMode': 'none'},  # all cells are in the page
             'apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False}}
 run_all = """async () => {
   const cells = jupyterapp.shell.currentWidget.content.model.cells
   await jupyterapp.commands.execute('notebook:run-all-cells')
   const outputs = [...cells].filter(c => c.type == 'code').flatMap(c => c.outputs.toJSON())
-  return [cells.length, outputs.filter(o => o.output_type == 'error').map(o => `${o.ename}: ${o.evalue}`)]
+  const errors = outputs.filter(o => o.output_type == 'error')
+  return [cells.length, errors.map(o => `${o.ename}: ${o.evalue}`)]
 }"""
 # What a cell shows, without the controls that are moved
-drawn = """e => [...e.querySelectorAll('img')].map(i => i.src).join() +
-  [...e.querySelectorAll('.jp-RenderedHTMLCommon, .jp-RenderedText, .widget-html, .widget-label')].map(x => x.innerHTML).join()"""
-controls = '.noUi-handle, .widget-dropdown select, .widget-checkbox input, .widget-button, .widget-text input'
+drawn = """e => {
+  const texts = '.jp-RenderedHTMLCommon, .jp-RenderedText, .widget-html, .widget-label'
+  return [...e.querySelectorAll('img')].map(i => i.src).join() +
+         [...e.querySelectorAll(texts)].map(x => x.innerHTML).join()
+}"""
+promised = re.compile(r'to run\b.*CPU|(?:minutes?|seconds?) to run')
+controls = ('.noUi-handle, .widget-dropdown select, .widget-checkbox input, .widget-button, '
+            '.widget-text input')
 
 
 def promise(path):
     "The sentence of a notebook's first cell that says how long it takes."
-    text = ''.join(json.loads(path.read_text('utf-8'))['cells'][0]['source']).replace('\n', ' ')
-    return next((s for s in re.split(r'(?<=[.])\s', text) if re.search(r'to run\b.*CPU|(?:minutes?|seconds?) to run', s)), 'no time promised')
+    first = json.loads(path.read_text('utf-8'))['cells'][0]
+    sentences = re.split(r'(?<=[.])\s', ''.join(first['source']).replace('\n', ' '))
+    return next(filter(promised.search, sentences), 'no time promised')
 
 
 def has_widget(path): return 'widget-view+json' in path.read_text('utf-8')
@@ -43,7 +51,8 @@ def has_widget(path): return 'widget-view+json' in path.read_text('utf-8')
 def lab():
     "JupyterLab on a copy of nbs/; its address."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        shutil.copytree(nbs, Path(folder)/'nbs', ignore=shutil.ignore_patterns('wandb', 'runs', '.*'))
+        left_out = shutil.ignore_patterns('wandb', 'runs', '.*')
+        shutil.copytree(nbs, Path(folder)/'nbs', ignore=left_out)
         for name, value in settings.items():
             file = Path(folder)/'settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +60,15 @@ def lab():
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        env = os.environ | dict(JUPYTER_CONFIG_DIR=f'{folder}/config', JUPYTERLAB_WORKSPACES_DIR=f'{folder}/workspaces',
-                                JUPYTERLAB_SETTINGS_DIR=f'{folder}/settings', WANDB_MODE='offline', HF_HUB_OFFLINE='1')
-        command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--expose-app-in-browser',
-                   '--IdentityProvider.token=', '--ServerApp.log_level=ERROR', f'--ServerApp.root_dir={folder}/nbs']
-        server = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        own = {'JUPYTER_CONFIG_DIR': 'config', 'JUPYTERLAB_WORKSPACES_DIR': 'workspaces',
+               'JUPYTERLAB_SETTINGS_DIR': 'settings'}
+        env = os.environ | {name: f'{folder}/{place}' for name, place in own.items()}
+        env |= dict(WANDB_MODE='offline', HF_HUB_OFFLINE='1')
+        command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root',
+                   f'--port={port}', '--expose-app-in-browser', '--IdentityProvider.token=',
+                   '--ServerApp.log_level=ERROR', f'--ServerApp.root_dir={folder}/nbs']
+        server = subprocess.Popen(command, env=env, cwd=folder, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL)
         try:
             yield f'http://127.0.0.1:{port}'
         finally:
@@ -74,7 +87,8 @@ def answers(base):
 def move(control, step):
     "Move one control: a step on, or for `step` 1 back again where there was none."
     tag, kind = control.evaluate('e => [e.tagName, e.type]')
-    if tag == 'SELECT': control.select_option(index=control.evaluate('e => (e.selectedIndex + 1) % e.length'))
+    if tag == 'SELECT':
+        control.select_option(index=control.evaluate('e => (e.selectedIndex + 1) % e.length'))
     elif tag == 'DIV':
         control.focus()
         for key in (['ArrowRight'], ['ArrowLeft', 'ArrowLeft'])[step]: control.press(key)
@@ -101,13 +115,16 @@ def widgets(page, name):
     for i in range(cells.count()):
         cell, shots = cells.nth(i), os.environ.get('SHOTS')
         found, moved = cell.locator(controls), {}
-        shot = lambda when: shots and cell.screenshot(path=f'{shots}/{Path(name).stem}_{i}_{when}.png')
+        def shot(when):
+            if shots: cell.screenshot(path=f'{shots}/{Path(name).stem}_{i}_{when}.png')
         shot('before')
         for k in range(found.count()):
             control = found.nth(k)
             if control.is_enabled(): moved[k] = changes(page, cell, control)
         shot('after')
-        print(f'    widget {i + 1}: {sum(moved.values())} of {len(moved)} controls change its picture', flush=True)
+        n_moved = sum(moved.values())
+        what = f'{n_moved} of {len(moved)} controls change its picture'
+        print(f'    widget {i + 1}: {what}', flush=True)
         if not any(moved.values()): yield f'widget {i + 1} never changes its picture'
 
 
@@ -116,7 +133,8 @@ def read(page, base, path):
     name = path.relative_to(nbs).as_posix()
     page.goto(f'{base}/lab/tree/{name}?reset')
     page.locator('.jp-NotebookPanel .jp-CodeCell').first.wait_for()
-    page.wait_for_function("jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'")
+    kernel = 'jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel'
+    page.wait_for_function(f"{kernel}?.status == 'idle'")
     start = time.monotonic()
     n_cells, errors = page.evaluate(run_all)
     seconds = time.monotonic() - start
@@ -129,7 +147,8 @@ def read(page, base, path):
 
 def main(paths):
     "Read the notebooks, print their faults, return the exit code."
-    paths = [Path(p).resolve() for p in paths] or [*sorted(nbs.glob('0*.ipynb')), *filter(has_widget, sorted((nbs/'appendix').glob('*.ipynb')))]
+    lessons, others = sorted(nbs.glob('0*.ipynb')), sorted(nbs.glob('[!.]*/*.ipynb'))
+    paths = [Path(p).resolve() for p in paths] or [*lessons, *filter(has_widget, others)]
     n_faults = 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('ended'))  # so that JupyterLab ends too
     with lab() as base, sync_playwright() as p:
@@ -138,7 +157,7 @@ def main(paths):
         page.set_default_timeout(300_000)  # a machine may be busy
         for path in paths:
             faults = list(read(page, base, path))
-            print(*(f'    FAULT {f}' for f in faults), sep='\n', end='\n' * bool(faults), flush=True)
+            for fault in faults: print(f'    FAULT {fault}', flush=True)
             n_faults += len(faults)
         page.context.browser.close()
     print(f'{len(paths)} notebooks, {n_faults} faults')

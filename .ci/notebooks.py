@@ -1,10 +1,15 @@
-"""Run a command that ends in `nbdev_test --do_print`, and count the notebooks, which nbdev_test does not.
+"""Run a command that ends in `nbdev_test --do_print`, and count the notebooks, which it does not.
 
     python .ci/notebooks.py COMMAND [ARGUMENT..]
 
-The command's output passes through. Then come a table of every notebook under nbs/ with its seconds and, alone on a line,
-`N passed, N failed`. A notebook that did not run to its end has failed. Exit code 0 only if the command's is 0 and none failed.
-The command is ended after NB_LIMIT seconds (default 1800), since nbdev_test waits for a cell without end.
+The command's output passes through. Then come a table of every notebook under nbs/ with its
+seconds and, alone on a line, `N passed, N failed`. A notebook that did not run to its end has
+failed. Exit code 0 only if the command's is 0 and none failed. The command is ended after
+NB_LIMIT seconds (default 1800), since nbdev_test waits for a cell without end.
+
+The command is a line of README.md that makes the environment itself. So nothing here needs a
+package: what each notebook did is read from what nbdev_test prints (nbdev.test.test_nb would tell
+it, but is not what the line runs), and directives are read without nbdev.
 """
 import configparser, json, os, re, signal, subprocess, sys, threading, time
 from itertools import takewhile
@@ -16,7 +21,8 @@ settings.read(root/'settings.ini', encoding='utf-8')
 skip_flags = set(settings['DEFAULT']['tst_flags'].split())
 limit = float(os.environ.get('NB_LIMIT', 1800))
 directive = re.compile(r'\s*#\s*\|\s*(\w+)\s*:?\s*(\S*)')
-event = re.compile(r'(Starting|- Completed|\w+ in) (.+?\.ipynb)')  # the last one heads a traceback: `AssertionError in PATH:`
+# The last one heads a traceback: `AssertionError in PATH:`
+event = re.compile(r'(Starting|- Completed|\w+ in) (.+?\.ipynb)')
 
 
 def notebooks():
@@ -26,28 +32,33 @@ def notebooks():
 
 
 def cells_to_run(path):
-    "How many code cells nbdev_test runs in a notebook: not those with a skipped flag, `eval: false`, or the whole with `skip_exec`."
+    "How many code cells nbdev_test runs in a notebook: none with a skipped flag or `eval: false`."
     cells = json.loads((root/path).read_text('utf-8'))['cells']
-    sources = [''.join(c['source']) for c in cells]
-    if any(c['cell_type'] == 'raw' and re.search(r'^skip_exec:\s*true', s, re.M) for c, s in zip(cells, sources)): return 0
-    def runs(source):
-        found = dict(m.groups() for m in takewhile(bool, map(directive.match, source.strip().splitlines())))
-        return source.strip() and not skip_flags & found.keys() and found.get('eval') != 'false'
-    return sum(bool(runs(s)) for c, s in zip(cells, sources) if c['cell_type'] == 'code')
+    def sources(kind): return [''.join(c['source']) for c in cells if c['cell_type'] == kind]
+    if any(re.search(r'^skip_exec:\s*true', s, re.M) for s in sources('raw')): return 0
+    return sum(runs(s) for s in sources('code'))
+
+
+def runs(source):
+    "Does nbdev_test run this cell?"
+    heads = takewhile(bool, map(directive.match, source.strip().splitlines()))
+    found = dict(m.groups() for m in heads)
+    return bool(source.strip()) and not skip_flags & found.keys() and found.get('eval') != 'false'
 
 
 def watch(command):
-    "Run `command`, pass on what it prints; return its exit code and, by notebook, when it started, ended and raised."
+    "Run `command`, pass on its output; its exit code, and when each notebook began, ended, raised."
     times, lock = {}, threading.Lock()
     def pump(source, target):
         for line in source:
-            target.write(line); target.flush()
+            print(line, end='', file=target, flush=True)
             for what, name in event.findall(line):
-                path = Path(name)
+                path, now = Path(name), time.monotonic()
                 if path.is_absolute() and path.is_relative_to(root):
-                    with lock: times.setdefault(path.relative_to(root), {})[what.split()[-1]] = time.monotonic()
-    proc = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, encoding='utf-8', errors='replace', env=os.environ | {'PYTHONUNBUFFERED': '1'},
+                    with lock: times.setdefault(path.relative_to(root), {})[what.split()[-1]] = now
+    proc = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, encoding='utf-8', errors='replace',
+                            env=os.environ | {'PYTHONUNBUFFERED': '1'},
                             start_new_session=os.name != 'nt')
     pumps = [threading.Thread(target=pump, args=a, daemon=True)
              for a in ((proc.stdout, sys.stdout), (proc.stderr, sys.stderr))]
@@ -76,8 +87,10 @@ def main(command):
     rows = [(p, n, *verdict(times.get(p, {}), n)) for p in notebooks() for n in [cells_to_run(p)]]
     width = max((len(str(r[0])) for r in rows), default=8)
     print(f"\n{'notebook':{width}}  cells  seconds")
-    for path, n, what, seconds in rows: print(f'{path.as_posix():{width}}  {n:5}  {seconds:7.1f}  {what}')
-    print(f"{'all, with installation':{width}}  {sum(r[1] for r in rows):5}  {time.monotonic() - start:7.1f}")
+    for path, n, what, seconds in rows:
+        print(f'{path.as_posix():{width}}  {n:5}  {seconds:7.1f}  {what}')
+    n_cells, seconds = sum(r[1] for r in rows), time.monotonic() - start
+    print(f"{'all, with installation':{width}}  {n_cells:5}  {seconds:7.1f}")
     n_passed = sum(r[2] == 'passed' for r in rows)
     n_failed = sum(r[2] not in ('passed', 'nothing to run') for r in rows)
     if rc: print(f'The command ended with exit code {rc}.')

@@ -1,15 +1,19 @@
 """Build the site in _site/html: the notebooks as they are stored, and a page for each module.
 
-    python site/build.py               build, and check every link, anchor and picture within the site
+    python site/build.py               build, check every link, anchor and picture within the site
     python site/build.py linkcheck     ask for every address outside it (needs the network)
+
+Needs the environment of `.[dev,site]`.
 """
-import ast, configparser, html, importlib, inspect, os, re, shutil, subprocess, sys, textwrap
+import ast, configparser, html, importlib, inspect, itertools, pkgutil, re, shutil, subprocess, sys
+import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 from fastcore.docments import docments
+from nbdev.process import extract_directives
 
 here = Path(__file__).resolve().parent
 root, nbs = here.parent, here.parent/'nbs'
@@ -18,10 +22,11 @@ ini = configparser.ConfigParser(delimiters=['='])
 ini.read(root/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 blob = f"{cfg['git_url']}/blob/{cfg['branch']}"
-appendices = 'small_world config rows blocks checkpoint trunk artifacts batching share finetune chat choices asking verdicts judge_study oracle autopsy full_run speed scale pages'.split()
-directive = re.compile(r'^#\s*\|\s*(\w+).*\n?', re.M)
+# The groups of pages, and the folder of each: what to learn from, then the floors from the top
+groups = {'Lessons': '.', 'Commands': 'command', 'Results': 'results', 'The small world': 'world',
+          'Tools': 'tools', 'Studies': 'studies', 'Solutions': 'solutions'}
 link = re.compile(r'(\]\()(?!\w+:|#)([^)\s]+)')
-view, state = ('application/vnd.jupyter.widget-' + kind for kind in ('view+json', 'state+json'))
+view, state = (f'application/vnd.jupyter.widget-{kind}+json' for kind in ('view', 'state'))
 
 
 # A notebook, as a reader sees it
@@ -31,7 +36,8 @@ def outward(text, folder):
         path, _, anchor = m[2].partition('#')
         target = (folder/path).resolve()
         if target.is_relative_to(nbs) and target.suffix in ('.ipynb', '.png', '.svg'): return m[0]
-        return f'{m[1]}{blob}/{target.relative_to(root).as_posix()}' + (f'#{anchor}' if anchor else '')
+        address = f'{m[1]}{blob}/{target.relative_to(root).as_posix()}'
+        return f'{address}#{anchor}' if anchor else address
     return link.sub(change, text)
 
 
@@ -42,13 +48,16 @@ def control(s):
     if kind == 'HTMLModel': return value
     if kind == 'LabelModel': return f'<p>{text(value)}</p>'
     if kind == 'ButtonModel': return f"<button disabled>{name or text(s.get('icon'))}</button>"
-    if kind == 'CheckboxModel': return f"<label><input type=checkbox disabled {'checked' if value else ''}> {name}</label>"
-    if '_options_labels' in s: value = (s['_options_labels'] or [''])[s['index'] or 0]
+    if kind == 'CheckboxModel':
+        return f"<label><input type=checkbox disabled {'checked' if value else ''}> {name}</label>"
+    low, high, at = s.get('min'), s.get('max'), value
+    if '_options_labels' in s:
+        labels, at = s['_options_labels'] or [''], s['index']
+        low, high, value = 0, len(labels) - 1, labels[at or 0]
     if 'Slider' not in kind: return f'<label>{name} <input disabled value="{text(value)}"></label>'
-    low, high = (0, len(s['_options_labels']) - 1) if '_options_labels' in s else (s['min'], s['max'])
-    at = s['index'] if '_options_labels' in s else value
-    return (f'<label>{name} <input type=range disabled step=any min={low} max={high} value={at}></label> '
-            f"<output>{text(round(value, 4) if isinstance(value, float) else value)}</output>")
+    slider = f'<input type=range disabled step=any min={low} max={high} value={at}>'
+    if isinstance(value, float): value = round(value, 4)
+    return f'<label>{name} {slider}</label> <output>{text(value)}</output>'
 
 
 def shown(output, alt):
@@ -56,36 +65,49 @@ def shown(output, alt):
     data = output.get('data', {})
     if 'image/png' in data:
         alt = output.get('metadata', {}).get('image/png', {}).get('alt', alt)
-        return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data["image/png"].strip()}">'
-    return data.get('text/html') or f"<pre>{html.escape(output.get('text') or data.get('text/plain', ''))}</pre>"
+        source = f"data:image/png;base64,{data['image/png'].strip()}"
+        return f'<img alt="{html.escape(alt)}" src="{source}">'
+    text = output.get('text') or data.get('text/plain', '')
+    return data.get('text/html') or f'<pre>{html.escape(text)}</pre>'
 
 
 def widget(models, id):
-    "A widget's stored state as HTML that needs no script: its controls, and the picture they have drawn."
+    "A widget's stored state as HTML that needs no script: its controls, and what they have drawn."
     s = models[id.removeprefix('IPY_MODEL_')]['state']
-    if 'children' in s: return '<div>' + ''.join(widget(models, c) for c in s['children']) + '</div>'
-    if 'outputs' in s: return ''.join(shown(o, 'What the controls above draw, as they are set here') for o in s['outputs'])
+    if 'children' in s:
+        return '<div>' + ''.join(widget(models, c) for c in s['children']) + '</div>'
+    if 'outputs' in s:
+        alt = 'What the controls above draw, as they are set here'
+        return ''.join(shown(o, alt) for o in s['outputs'])
     return f'<div>{control(s)}</div>'
 
 
 def picture_text(cell, where):
     "Hand the alt text of a cell's pictures to the page; a picture without one is an error."
-    alts = {o.metadata.get('image/png', {}).get('alt') for o in cell.outputs if 'image/png' in o.get('data', {})}
-    if len(alts) > 1 or not all(alts): raise ValueError(f'{where}: pictures need one alt text a cell, found {alts}')
+    drawn = [o for o in cell.outputs if 'image/png' in o.get('data', {})]
+    alts = {o.metadata.get('image/png', {}).get('alt') for o in drawn}
+    if len(alts) > 1 or not all(alts):
+        raise ValueError(f'{where}: pictures need one alt text a cell, found {alts}')
     if alts: cell.metadata['mystnb'] = {'image': {'alt': alts.pop()}}
+
+
+def still(models, id, where):
+    "A widget as it stands, and the words that it can be moved elsewhere."
+    if id not in models: raise ValueError(f'{where}: a widget whose state is not stored')
+    note = '<p>It can be moved where the notebook runs.</p>'
+    return f'<div class="widget">{widget(models, id)}{note}</div>'
 
 
 def code_cell(cell, models, where):
     "A code cell without directives, its widgets as they stand; None for one that no reader sees."
-    if 'hide' in directive.findall(cell.source): return
-    cell.source = directive.sub('', cell.source).strip('\n')
+    if 'hide' in extract_directives(cell): return  # it takes out those without a colon
+    lines = itertools.dropwhile(lambda line: line.startswith('#|'), cell.source.splitlines(True))
+    cell.source = ''.join(lines).strip('\n')
     for o in cell.outputs:
-        if view not in o.get('data', {}): continue
-        if o.data[view]['model_id'] not in models: raise ValueError(f'{where}: a widget whose state is not stored')
-        drawn = widget(models, o.data[view]['model_id'])
-        o.data = {'text/html': f'<div class="widget">{drawn}<p>It can be moved where the notebook runs.</p></div>'}
-    for o in cell.outputs:  # Sphinx resolves no links in what a cell prints
-        if text := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = re.sub(r'(\]\((?!\w+:)[^)]+)\.ipynb', r'\1.html', text)
+        data = o.get('data', {})
+        if view in data: o.data = {'text/html': still(models, data[view]['model_id'], where)}
+        if text := data.get('text/markdown'):  # Sphinx resolves no links in what a cell prints
+            data['text/markdown'] = re.sub(r'(\]\((?!\w+:)[^)]+)\.ipynb', r'\1.html', text)
     picture_text(cell, where)
     return cell if cell.source or cell.outputs else None
 
@@ -93,8 +115,9 @@ def code_cell(cell, models, where):
 def start(path):
     "How to run a notebook oneself: the cell under its first screen."
     place = path.relative_to(root)
+    colab = f"https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}"
     return nbformat.v4.new_markdown_cell(textwrap.dedent(f"""\
-        [Open in Colab](https://colab.research.google.com/github/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/{place.as_posix()})
+        [Open in Colab]({colab}/blob/{cfg['branch']}/{place.as_posix()})
         · [on GitHub]({blob}/{place.as_posix()})
 
         <details><summary>In Colab, run this in a cell of its own first</summary>
@@ -105,19 +128,20 @@ def start(path):
         %pip install -q {'../' * (len(place.parts) - 1)}
         ```
 
-        The package is not on a package index yet; this takes it, with the files that the lessons read, from GitHub.
-        Restart the session if Colab asks for it, and run the second line again.
+        The package is not on a package index yet; this takes it, with the files that the lessons
+        read, from GitHub. Restart the session if Colab asks for it, and run the second line again.
         </details>"""))
 
 
 def stage(path, extra=()):
-    "Write a notebook to where Sphinx reads it, without what only nbdev and Jupyter need; `extra` cells go to the end."
+    "Write a notebook to where Sphinx reads it, as a reader sees it; `extra` cells go to the end."
     nb, name = nbformat.read(path, 4), path.relative_to(root).as_posix()
     models = nb.metadata.get('widgets', {}).get(state, {}).get('state', {})
-    cells = [code_cell(c, models, f'{name}, cell {i}') if c.cell_type == 'code' else c for i, c in enumerate(nb.cells)]
-    cells = [c for c in cells if c]
-    for c in cells:
-        if c.cell_type == 'markdown': c.source = outward(c.source, path.parent)
+    cells = []
+    for i, c in enumerate(nb.cells):
+        if c.cell_type == 'code': c = code_cell(c, models, f'{name}, cell {i}')
+        else: c.source = outward(c.source, path.parent)
+        if c: cells.append(c)
     if path.stem != 'index': cells.insert(1, start(path))
     nb.cells = cells + [nbformat.v4.new_markdown_cell(x) for x in extra]
     nb.metadata.pop('widgets', None)
@@ -138,10 +162,20 @@ def plain(text):
 
 def parameters(thing):
     "The table of a function's parameters, from the comments beside them."
-    found = {k: v for k, v in docments(thing, full=True).items() if k != 'self' and v.docment}
-    rows = [f"| {'*returns*' if k == 'return' else f'`{k}`'} | {plain(' '.join(v.docment.split()))} |".replace('||', '\\|\\|')
-            for k, v in found.items()]
+    rows = []
+    for name, about in docments(thing, full=True).items():
+        if name == 'self' or not about.docment: continue
+        name = '*returns*' if name == 'return' else f'`{name}`'
+        text = plain(' '.join(about.docment.split())).replace('||', '\\|\\|')
+        rows.append(f'| {name} | {text} |')
     return '\n'.join(['| parameter | what it is |', '|---|---|', *rows]) if rows else ''
+
+
+def methods(name, thing):
+    "The entries of a class's methods that have a docstring."
+    named = {k: getattr(thing, k) for k in vars(thing) if k[0] != '_'}
+    return [entry(f'{name}.{k}', m, 'method') for k, m in named.items()
+            if inspect.isfunction(m) and m.__doc__]
 
 
 def entry(name, thing, kind='function'):
@@ -151,27 +185,41 @@ def entry(name, thing, kind='function'):
     file = Path(inspect.getsourcefile(inspect.unwrap(thing))).resolve().relative_to(root).as_posix()
     source = f'[source]({blob}/{file}#L{first}-L{first + len(lines) - 1})'
     node = ast.parse(textwrap.dedent(''.join(lines))).body[0]
-    inner = [entry(f'{name}.{k}', getattr(thing, k), 'method') for k, v in vars(thing).items()
-             if k[0] != '_' and inspect.isfunction(getattr(thing, k)) and v.__doc__] if inspect.isclass(thing) else []
-    args = '' if inspect.isclass(thing) else f'({ast.unparse(node.args)})'.replace('(self, ', '(').replace('(self)', '()')
-    if inspect.isclass(thing): kind = 'class'
+    if inspect.isclass(thing): kind, args, inner = 'class', '', methods(name, thing)
+    else:
+        args, inner = f'({ast.unparse(node.args)})', []
+        args = args.replace('(self, ', '(').replace('(self)', '()')
     fence = '`' * (6 if inner else 5)
-    body = '\n\n'.join(filter(None, [plain(inspect.getdoc(thing)), parameters(thing), source, *inner]))
+    parts = [plain(inspect.getdoc(thing)), parameters(thing), source, *inner]
+    body = '\n\n'.join(filter(None, parts))
     return f'{fence}{{py:{kind}}} {name}{args}\n\n{body}\n{fence}\n'
 
 
-def api_page(path):
-    "The page of one module: what it exports, in its order."
-    module = importlib.import_module(f'{cfg["lib_path"]}.{path.stem}')
-    notebook = re.search(r'File to edit: \.\./nbs/(\S+)\.ipynb', path.read_text('utf-8'))[1]
+def modules():
+    "The names of all modules that notebooks export, without the package's."
+    package = importlib.import_module(cfg['lib_path'])
+    found = pkgutil.walk_packages(package.__path__, f'{package.__name__}.')
+    names = [m.name.partition('.')[2] for m in found if not m.ispkg]
+    return [n for n in names if n != '_modidx']
+
+
+def api_page(name):
+    "Write the page of one module: what it exports, in its order. Its place, as Sphinx calls it."
+    module = importlib.import_module(f"{cfg['lib_path']}.{name}")
+    notebook = re.search(r'File to edit: [./]*nbs/(\S+)\.ipynb', inspect.getsource(module))[1]
+    page = f"api/{name.replace('.', '/')}"
     names = [n for n in module.__all__ if n[0] != '_']
-    head = f'# {path.stem}\n\n> {plain(inspect.getdoc(module))}\n\nExplained and tested in [{notebook}](../{notebook}.ipynb).\n'
-    where = f'```{{py:module}} {module.__name__}\n```\n'
-    made(staged/'api'/f'{path.stem}.md').write_text('\n'.join([head, where, *(entry(n, getattr(module, n)) for n in names)]), 'utf-8')
+    parts = [f'# {name}\n\n> {plain(inspect.getdoc(module))}\n',
+             f'Explained and tested in [{notebook}](/{notebook}.ipynb).\n',
+             f'```{{py:module}} {module.__name__}\n```\n',
+             *(entry(n, getattr(module, n)) for n in names)]
+    made(staged/f'{page}.md').write_text('\n'.join(parts), 'utf-8')
+    return page
 
 
 # The whole
-def toctree(caption, pages): return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```'])
+def toctree(caption, pages):
+    return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *pages, '```'])
 
 
 def contents(path):
@@ -187,14 +235,26 @@ def stage_all():
     "Lay out everything that Sphinx reads."
     shutil.rmtree(staged, ignore_errors=True)
     for p in nbs.rglob('images/*.*'): shutil.copy(p, made(staged/p.relative_to(nbs)))
-    place = lambda p: (appendices.index(p.stem) if p.stem in appendices else 99, p.stem)
-    groups = {'Lessons': sorted(nbs.glob('0*.ipynb')), 'Appendices': sorted((nbs/'appendix').glob('*.ipynb'), key=place),
-              'Solutions': sorted((nbs/'solutions').glob('*.ipynb'))}
-    modules = [p for p in sorted((root/cfg['lib_path']).glob('*.py')) if p.stem[0] != '_']
-    for p in modules: api_page(p)
-    for p in (p for group in groups.values() for p in group): stage(p)
-    trees = [toctree(k, [contents(p) for p in v]) for k, v in groups.items()]
-    stage(nbs/'index.ipynb', [*trees, toctree('The package', [f'api/{p.stem}' for p in modules])])
+    order, trees = in_order(), []
+    for caption, folder in groups.items():
+        pages = [p for p in order if p.parent == nbs/folder]
+        for p in pages: stage(p)
+        trees.append(toctree(caption, [contents(p) for p in pages]))
+    trees.append(toctree('The package', [api_page(name) for name in modules()]))
+    stage(nbs/'index.ipynb', trees)
+
+
+def in_order():
+    "All pages, those that the front page links to in its order."
+    front = nbformat.read(nbs/'index.ipynb', 4)
+    linked = [nbs/m for c in front.cells for m in re.findall(r'\]\(([\w/]+\.ipynb)\)', c.source)]
+    here = [p for p in sorted(nbs.rglob('*.ipynb'))
+            if not any(part[0] in '._' for part in p.relative_to(nbs).parts)]
+    pages = [*dict.fromkeys(p for p in linked if p in here), *(p for p in here if p not in linked)]
+    pages.remove(nbs/'index.ipynb')
+    folders = {nbs/folder for folder in groups.values()}
+    if lost := [p for p in pages if p.parent not in folders]: sys.exit(f'in no group: {lost}')
+    return pages
 
 
 class Page(HTMLParser):
@@ -207,7 +267,8 @@ class Page(HTMLParser):
         a = dict(attrs)
         if 'id' in a: self.ids.add(a['id'])
         self.links += [a[k] for k in ('href', 'src') if a.get(k)]
-        if tag == 'img' and not (a.get('alt') or '').strip(): self.silent.append(a.get('src', '')[:60])
+        if tag == 'img' and not (a.get('alt') or '').strip():
+            self.silent.append(a.get('src', '')[:60])
 
 
 def faults():
@@ -221,17 +282,21 @@ def faults():
             if re.match(r'\w+:|//', path): continue
             target = (p.parent/path.partition('?')[0]).resolve() if path else p
             if not target.exists(): yield f'{name}: {to} is not there'
-            elif anchor and target in pages and anchor not in pages[target].ids: yield f'{name}: {to} has no such anchor'
+            elif anchor and target in pages and anchor not in pages[target].ids:
+                yield f'{name}: {to} has no such anchor'
 
 
 def main(builder='html'):
     "Stage, build, check; the exit code."
     stage_all()
     out = built if builder == 'html' else root/'_site'/builder
-    rc = subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', builder, '-c', here, staged, out]).returncode
+    sphinx = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going']
+    rc = subprocess.run([*sphinx, '-b', builder, '-c', here, staged, out]).returncode
     found = list(faults()) if builder == 'html' else []
     print(*found, sep='\n', end='\n' * bool(found))
-    print(f"{out.relative_to(root)}: {'not well, see above' if rc or found else 'every link, anchor and picture is well'}")
+    bad = rc or found
+    what = 'not well, see above' if bad else 'every link, anchor and picture is well'
+    print(f'{out.relative_to(root)}: {what}')
     return int(bool(rc or found))
 
 

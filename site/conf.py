@@ -1,4 +1,4 @@
-"Sphinx settings. site/build.py lays out what Sphinx reads; names and addresses come from settings.ini."
+"Sphinx settings. site/build.py lays out what Sphinx reads; names and addresses: settings.ini."
 import configparser
 from pathlib import Path
 
