@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 from .checkpoint import data_hash, differences, frozen_hash
-from ..freeze import _check_n_freeze
+from .load import check_n_freeze
 
 # %% ../../nbs/tools/trunk.ipynb #b9bcf53e
 def _part(model, layers, config):
@@ -34,7 +34,8 @@ def split_trunk(
     n_freeze,  # cut above this many layers, 1 and up
 ):             # trunk (a decoder: ids in, `last_hidden_state` out), upper (takes `inputs_embeds`); modules are shared
     "Cut a model in two above its frozen layers. Raises ValueError where the lower part is not frozen or has dropout."
-    layers, n = model.model.layers, _check_n_freeze(n_freeze, len(model.model.layers))
+    layers = model.model.layers
+    n = check_n_freeze(n_freeze, len(layers))
     if n == 0: raise ValueError('n_freeze=0: there is no trunk to run beforehand, expected 1 or more')
     lower = [*model.model.embed_tokens.parameters(), *layers[:n].parameters()]
     if any(p.requires_grad for p in lower):
