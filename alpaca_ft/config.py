@@ -123,6 +123,7 @@ def load(cls:Config,
     try: d = json.loads(Path(path).read_text())
     except ValueError as e: raise ValueError(f'{path}: not JSON ({e})') from None
     if not isinstance(d, dict): raise ValueError(f'{path}: expected an object with fields, found {type(d).__name__}')
+    d.pop('alpaca_ft', None) # the version, in a run's config.json
     _check_names(d, str(path))
     try: return cls(**d)
     except (TypeError, ValueError) as e: raise type(e)(f'{path}: {e}') from None
