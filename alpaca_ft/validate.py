@@ -8,6 +8,7 @@ __all__ = ['eval_mode', 'evaluate', 'next_probs', 'gen_settings', 'generate', 'p
 
 # %% ../nbs/03_validate.ipynb #5434bb32
 import math, os, re
+from collections import defaultdict
 from contextlib import contextmanager
 
 import torch
@@ -20,8 +21,8 @@ from .tools.prompts import tokenize
 from .tools.tracking import track
 from .data import get_dls, make_prompt, pack
 from .loop import autocast_for, lm_loss, to_device
-_all_ = ['read_table', 'same_words'] # lesson 03 uses them, a tool page makes them
 
+_all_ = ['read_table', 'same_words'] # a tool page makes them, lesson 03 has use for them
 
 # %% ../nbs/03_validate.ipynb #9e0fa184
 @contextmanager
@@ -54,11 +55,12 @@ def evaluate(
             batch = to_device(batch, model.device)
             with autocast_for(model, precision): loss, n, right = lm_loss(model, batch)
             total, n_targets, n_right = total + loss.item(), n_targets + n, n_right + right
-    if not n_targets: raise ValueError('evaluate: no target (all labels are -100, or no batch)')
+    if not n_targets:
+        raise ValueError('evaluate: no target in any batch (labels are all -100, or the loader is '
+                         'empty)')
     loss = total / n_targets
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)), accuracy=n_right / n_targets,
                 n_targets=n_targets)
-
 
 # %% ../nbs/03_validate.ipynb #786c46bb
 def next_probs(
@@ -107,7 +109,6 @@ def gen_settings(
     return dict(max_new_tokens=max_new_tokens, temperature=float(temperature), top_p=float(top_p),
                 seed=seed)
 
-
 # %% ../nbs/03_validate.ipynb #ea078b6c
 def _dice(seed, n):
     "A generator a prompt, so that the numbers it gets do not depend on its neighbours."
@@ -123,7 +124,6 @@ def _chooser(settings, n):
         return draw(next_probs(logits, settings['temperature'], settings['top_p']), u)
     return choose
 
-
 # %% ../nbs/03_validate.ipynb #3e222ff0
 def generate(
     model, tokenizer, # a causal language model of the Llama kind, and its tokenizer
@@ -135,7 +135,8 @@ def generate(
     seed:int|None=None, # a prompt's darts depend on it and on the prompt's place in the list alone
     with_stop:bool=False, # say of each answer whether it ended itself
     template:str='alpaca', # as in `make_prompt`: 'chat' texts hold their own special tokens
-    precision:str='auto', progress:bool=True # as in `evaluate`
+    precision:str='auto', # as in `fit`
+    progress:bool=True # show a bar where it takes longer than two seconds
 )->list: # new text only, in the order of the prompts; with `with_stop` tuples (text, ended by EOS?)
     "Answer all prompts; the next take the places of those done. ValueError names one too long."
     if isinstance(prompts, str):
@@ -151,7 +152,6 @@ def generate(
         answers, stopped = answer_all(model, ids, room, eos, choose, bs, bar.update)
     texts = [tokenizer.decode(a, skip_special_tokens=True) for a in answers]
     return list(zip(texts, stopped)) if with_stop else texts
-
 
 # %% ../nbs/03_validate.ipynb #f92cf9a8
 def _answer(model, tokenizer, rows, step=0, max_new_tokens=None, temperature=None, top_p=None,
@@ -176,7 +176,6 @@ def prompt_table(
     keep_answers(records, out)
     return records
 
-
 # %% ../nbs/03_validate.ipynb #f9ed2e2e
 def _words(row):
     text = f"{row['instruction']} {row.get('input') or ''}"
@@ -192,7 +191,6 @@ def leaks(
     found = [(i, row, *seen[_words(row)]) for i, row in enumerate(eval) if _words(row) in seen]
     return [dict(eval=i, train=j, same=question(row) == theirs) for i, row, j, theirs in found]
 
-
 # %% ../nbs/03_validate.ipynb #5d67dc70
 def exact_match(
     rows, # dicts with the truth, and perhaps a family
@@ -203,16 +201,15 @@ def exact_match(
     "Count right answers, by family and in all. ValueError where rows and texts are not as many."
     if len(rows) != len(texts):
         raise ValueError(f'{len(rows)} rows, but {len(texts)} texts: expected as many')
-    hits = {}
+    hits = defaultdict(list)
     for row, text in zip(rows, texts):
         right = bool(score(row, text))
-        for family in {'all', row.get('family')} - {None}: hits.setdefault(family, []).append(right)
+        for family in {'all', row.get('family')} - {None}: hits[family].append(right)
     def rate(k, n):
         ends = dict(interval=interval(k, n)) if interval else {}
         return dict(k=k, n=n, rate=k / n) | ends
     families = sorted(hits, key=lambda family: (family != 'all', family))
     return {family: rate(sum(hits[family]), len(hits[family])) for family in families}
-
 
 # %% ../nbs/03_validate.ipynb #33d1ebb9
 def stop_rates(
@@ -228,7 +225,6 @@ def stop_rates(
     ids = tokenizer(list(references), add_special_tokens=False)['input_ids']
     n_long = sum(len(i) > max_new_tokens for i in ids)
     return rates | dict(reference_truncated=n_long / len(ids))
-
 
 # %% ../nbs/03_validate.ipynb #a0551194
 def _rates(rows, records, score):
@@ -250,7 +246,8 @@ def measure(
     eval_dl, # held-out batches
     rows, # held-out rows, all of which are answered
     score=None, # score(row, text) -> is it right? where the truth is known
-    precision:str='auto', progress:bool=True, # as in `evaluate`: of the loss and the answers
+    precision:str='auto', # as in `fit`: of the loss and of the answers
+    progress:bool=True, # show bars
     **how # step, and how to answer: max_new_tokens, temperature, bs, ..., as in `prompt_table`
 )->tuple: # figures (a dict), and the records, each with `right`: True, False, None (not known)
     """Evaluate, answer all rows, count: the one way in which this course measures a model.
@@ -264,7 +261,6 @@ def measure(
     figures |= dict(n_answers=len(records)) | _rates(rows, records, score)
     return figures, records
 
-
 # %% ../nbs/03_validate.ipynb #4583e921
 def validate(
     model, # as it is now
@@ -273,7 +269,8 @@ def validate(
     n_eval_samples:int=10, # how many of the rows are answered: the first ones
     out=None, # JSON-lines file for the answers
     score=None, # score(row, text) -> is it right? where the truth is known
-    precision:str='auto', progress:bool=True, # as in `evaluate`
+    precision:str='auto', # as in `fit`
+    progress:bool=True, # show bars
     **kwargs # settings, as in `prompt_table`: max_new_tokens, temperature, ...
 )->dict: # eval_loss, _perplexity, _accuracy, _n_targets, _eos_rate, _exact_match, where known
     "Measure on some held-out rows, log figures and answers: `fit` calls `validate(model, step)`."
@@ -285,7 +282,6 @@ def validate(
     logged = {f'eval_{name}': figures[name] for name in names if figures[name] is not None}
     track(logged | {'train/global_step': step})
     return logged
-
 
 # %% ../nbs/03_validate.ipynb #e1fe1284
 def text_dl(

@@ -12,7 +12,6 @@ from pathlib import Path
 from .files import append_jsonl, read_jsonl
 from .tracking import log_table
 
-
 # %% ../../nbs/tools/answers.ipynb #6d8f133d
 COLUMNS = ('row_id step instruction input prompt generation concat reference stopped '
            'max_new_tokens temperature top_p seed right').split()
@@ -37,7 +36,6 @@ def answer_record(
     # a value that JSON does not know becomes its text
     return record | json.loads(json.dumps(further, default=str))
 
-
 # %% ../../nbs/tools/answers.ipynb #182dc552
 def keep_answers(
     records, # of one step, all of one shape
@@ -49,7 +47,6 @@ def keep_answers(
     columns = [name for name in COLUMNS if name in records[0]]
     values = [tuple(map(record.get, columns)) for record in records]
     log_table('predictions', columns, values, records[0]['step'])
-
 
 # %% ../../nbs/tools/answers.ipynb #41491923
 def read_table(
@@ -70,11 +67,9 @@ def _line_of(path, i):
     lines = Path(path).read_bytes().split(b'\n')
     return [number for number, line in enumerate(lines, 1) if line.strip()][i]
 
-
 # %% ../../nbs/tools/answers.ipynb #3e317cce
 def same_words(
     row, text # with `output`, the reference; an answer
 )->bool: # is it the reference, but for white space?
     "Compare an answer with its reference: all that can be said without the truth or a judge."
     return text.split() == row['output'].split()
-

@@ -17,7 +17,6 @@ from transformers import DynamicCache
 
 from .prompts import tokenize
 
-
 # %% ../../nbs/tools/batching.ipynb #b965ed86
 def left_pad(
     ids, # lists of token ids
@@ -33,7 +32,6 @@ def left_pad(
         mask[i, n_before:n_before + n_pad] = 0
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
     return input_ids, mask, position_ids[:, n_before:]
-
 
 # %% ../../nbs/tools/batching.ipynb #4e197079
 def _group(ids, members):
@@ -54,7 +52,6 @@ def shared_prefixes(
     others = [i for members in by_start.values() if len(members) < n_min for i in members]
     groups = [_group(ids, members) for members in (*large, others) if members]
     return sorted(groups, key=lambda g: len(g['prefix']))
-
 
 # %% ../../nbs/tools/batching.ipynb #05b58489
 @lru_cache
@@ -93,7 +90,6 @@ def _read(model, ids, queue, n):
     s = SimpleNamespace(rows=rows, cache=cache, mask=mask)
     return _forward(model, s, input_ids, position_ids)
 
-
 # %% ../../nbs/tools/batching.ipynb #32e251d9
 def _stack(a, b, dim):
     "One tensor on top of the other, the shorter padded on the left of `dim`."
@@ -129,7 +125,6 @@ def _step(model, s, tokens, keep):
     s.mask = F.pad(s.mask, (0, 1), value=1)
     return _forward(model, s, tokens[:, None], s.pos)
 
-
 # %% ../../nbs/tools/batching.ipynb #2cd46ada
 def prompt_ids(
     model, tokenizer, # who will answer
@@ -156,7 +151,6 @@ def eos_ids(
     eos = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
 
-
 # %% ../../nbs/tools/batching.ipynb #de0fea76
 def answer_all(
     model, # a causal language model of the Llama kind, in eval mode; call it under no_grad
@@ -181,4 +175,3 @@ def answer_all(
             update(done(i))
         s = _step(model, s, tokens, [j for j, i in enumerate(s.rows) if not done(i)])
     return answers, stopped
-
