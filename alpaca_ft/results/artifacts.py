@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, load_from_disk
-from ..data import _block_table, block_facts
+from ..tools.packing import block_facts, block_table
 from ..tools.rows import collect
 
 # %% ../../nbs/results/artifacts.ipynb #0ed6694c
@@ -28,7 +28,7 @@ def _restored(parts, bos_token_id, name):
         number = last + np.cumsum(begins.reshape(-1)).reshape(begins.shape)
         last, begins[:, 0] = number[-1, -1], True
         position_ids = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
-        yield _block_table(input_ids, np.where(labels == bos_token_id, -100, labels), position_ids.astype(np.int32),
+        yield block_table(input_ids, np.where(labels == bos_token_id, -100, labels), position_ids.astype(np.int32),
                            [n[b] for n, b in zip(number, begins)])
     if last < 0: raise ValueError(f'{name}: holds no blocks')
     if not found: raise ValueError(f'bos_token_id: {bos_token_id} stands nowhere in {name}: no document can be found')
