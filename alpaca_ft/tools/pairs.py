@@ -22,12 +22,12 @@ def rows_and_answers(
     return [record | dict(output=record['reference']) for record in first], answers
 
 # %% ../../nbs/tools/pairs.ipynb #59ff3441
-def _text_of(answer, row):
+def _text_of(answer, row_id):
     "What an answer says, and did it end by itself? It is a record, (text, stopped) or a text."
     if isinstance(answer, (tuple, list)): return answer
     if not isinstance(answer, dict): return answer, True
-    if answer['row_id'] != row.get('row_id', answer['row_id']):
-        raise ValueError(f'row {row["row_id"]} meets an answer to row {answer["row_id"]}')
+    if row_id not in (None, answer['row_id']):
+        raise ValueError(f'row {row_id} meets an answer to row {answer["row_id"]}')
     return answer['generation'], answer['stopped']
 
 def make_pairs(
@@ -41,9 +41,10 @@ def make_pairs(
                          'expected one for each')
     pairs = []
     for i, (row, *answers) in enumerate(zip(rows, answers_1, answers_2)):
-        id, asked = row.get('row_id', i), row['instruction']
+        row_id, asked = row.get('row_id'), row['instruction']
         if row.get('input'): asked += f'\n\n{row["input"]}'
-        (text_1, stopped_1), (text_2, stopped_2) = [_text_of(answer, row) for answer in answers]
+        (text_1, stopped_1), (text_2, stopped_2) = [_text_of(a, row_id) for a in answers]
+        id = i if row_id is None else row_id
         pairs.append(dict(id=id, instruction=asked, answer_1=text_1, answer_2=text_2,
                           stopped_1=stopped_1, stopped_2=stopped_2))
     return pairs
