@@ -45,6 +45,7 @@ def from_root(match):
 def readme():
     "The text of README.md."
     nb = nbformat.read(source, 4)
+    nb.metadata['language_info'] = dict(name='python')  # for the fences of code
     nb.cells = list(visible(nb))
     text = MarkdownExporter().from_notebook_node(nb)[0]
     text = re.sub(r'^```python\n*```$', '', text, flags=re.M)  # left of a cell with echo: false
