@@ -68,8 +68,16 @@ def run(path, slow=False):
     place = {'metadata': {'path': str(path.parent)}}
     NotebookClient(nb, timeout=3600, kernel_name='python3', coalesce_streams=True, resources=place,
                    extra_arguments=['--log-level=ERROR']).execute()
-    for c in code: c.source = kept.get(c.id, c.source)
+    for c in code:
+        c.source = kept.get(c.id, c.source)
+        c.outputs = [o for o in c.outputs if not is_bar(o)]
     return nb, kept.keys()
+
+
+def is_bar(output):
+    "Is this a progress bar? Some come only where a machine is busy."
+    data = output.get('data', {})
+    return view in data and bool(re.search(r'(it/s|s/it)\]$', data.get('text/plain', '')))
 
 
 def widgets(nb):
