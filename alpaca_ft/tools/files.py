@@ -21,6 +21,12 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../../nbs/tools/files.ipynb #bc345c14
+def _remove(path):
+    "Take away a file, a link or a folder with all that is in it, if it is there."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
+
 # %% ../../nbs/tools/files.ipynb #ba12c576
 _NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP
 
@@ -66,11 +72,6 @@ def _make_locked(path, make):
 # %% ../../nbs/tools/files.ipynb #17e1349a
 _LEFT = re.compile(r'\.tmp-(?P<old>old-)?[0-9a-f]{8}-(?P<name>.+)', re.DOTALL)
 _DAY = 86_400  # seconds
-
-def _remove(path):
-    "Take away a file, a link or a folder with all that is in it, if it is there."
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
-    else: path.unlink(missing_ok=True)
 
 def _clear_one(left, place):
     "Put one thing back to its place, or take it away where it has none."
