@@ -6,7 +6,7 @@
 __all__ = ['write_whole', 'write_text', 'whole_folder', 'append_jsonl', 'read_jsonl', 'locked']
 
 # %% ../../nbs/tools/files.ipynb #88b9da9d
-import ctypes, errno, json, os, re, secrets, shutil, sys, threading, time
+import errno, json, os, re, shutil, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def _held(path):
 # %% ../../nbs/tools/files.ipynb #c9a7e4e9
 def _beside(path, kind=''):
     "A name of its own in the same folder, so that a rename is enough."
-    return path.with_name(f'.tmp-{kind}{secrets.token_hex(4)}-{path.name}')
+    return path.with_name(f'.tmp-{kind}{os.urandom(4).hex()}-{path.name}')
 
 def _still_there(path, fd):
     "Is the file that is open as `fd` the one that has this name?"
@@ -126,6 +126,7 @@ def write_text(
 def _exchange(a, b):
     "Let two files or folders change names in one step; False where the system cannot."
     if sys.platform not in ('linux', 'darwin'): return False
+    import ctypes  # here: `--help` imports this module, and exchanges nothing
     libc = ctypes.CDLL(None)
     a, b = os.fsencode(a), os.fsencode(b)
     if hasattr(libc, 'renameat2'): return libc.renameat2(-100, a, -100, b, 2) == 0  # Linux
