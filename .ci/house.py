@@ -32,7 +32,9 @@ contract = {
     'small_world': 'model_path make_rows score oracle_server',
     'finetune': 'finetune main run_command'}
 # What readers call although no other module or page does, by module
-called_by_readers = {}
+called_by_readers = {
+    'results.artifacts': 'restore publish fetch',
+    'world.pretrain': 'pretrain'}
 
 
 # Reading modules and pages
