@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['freeze', 'count_params', 'checkpoint_layers', 'memory_ledger', 'flops_ledger', 'largest_batch', 'hours', 'run_ledger',
-           'oom_advice', 'explain_oom', 'load_model']
+           'explain_oom', 'load_model']
 
 # %% ../nbs/01_freeze.ipynb #6d34340d
 import json
