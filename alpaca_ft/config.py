@@ -38,7 +38,7 @@ class Config:
     precision: str = 'auto'  # 'fp32', 'bf16' (autocast), 'auto': bf16 where the GPU has it
     n_freeze: int = 6  # lower layers that are not trained
     freeze_embed: bool = True  # leave the embeddings untrained too
-    tied: str = 'untie'  # where head and embeddings are one: 'untie', 'train' or 'freeze' it
+    tied: str = 'untie'  # where head and embeddings are one tensor: 'untie', 'train' or 'freeze' it
     gradient_checkpointing: bool = False  # less memory, a little more time
     n_eval: int|None = None  # rows held out; None: a tenth, at most 1,000 (small world: 500)
     n_eval_samples: int = 10  # prompts sampled at each validation
@@ -47,7 +47,7 @@ class Config:
     temperature: float = 0.0  # of sampling; 0: greedy
     top_p: float = 1.0  # of sampling
     n_judge: int = 100  # prompts shown to the judge
-    judge_model: str|None = None  # who judges; None: the small world's oracle, nobody for own rows
+    judge_model: str|None = None # who judges; None: the small world's oracle, nobody for other rows
     judge_url: str|None = None  # where the judge is asked; None: OpenAI's address
     seed: int = 42  # of order and sampling
     wandb_project: str = 'alpaca_ft'  # W&B project
