@@ -33,7 +33,9 @@ contract = {
     'finetune': 'finetune main run_command'}
 # What readers call although no other module or page does, by module
 called_by_readers = {
+    'loop': 'History',
     'results.artifacts': 'restore publish fetch',
+    'results.save': 'model_card log_model upload',
     'world.pretrain': 'pretrain'}
 
 

@@ -121,7 +121,7 @@ def answers_table(
 ): # a table
     "Put the answers before and after side by side; what is wrong comes first"
     from fastcore.xml import Table, Td, Th, Tr
-    from alpaca_ft.small_world import full_instruction
+    from alpaca_ft.tools.pairs import full_instruction
     names = 'asked', 'before', 'after', 'reference'
     def row(before, after):
         texts = (full_instruction(before), folded(before['generation']), after['generation'],
