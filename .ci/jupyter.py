@@ -142,6 +142,7 @@ def read(page, base, path):
     yield from errors
     if path.parent == nbs and seconds > limit: yield f'{seconds:.0f} s, over {limit} s'
     if not errors: yield from widgets(page, name)
+    if has_widget(path) and not page.locator(controls).count(): yield 'it shows no widget'
     page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
 
