@@ -59,7 +59,7 @@ def evaluate(
         raise ValueError('evaluate: no target in any batch (labels are all -100, or the loader is '
                          'empty)')
     loss = total / n_targets
-    return dict(loss=loss, perplexity=math.exp(min(loss, 700)), accuracy=n_right / n_targets,
+    return dict(loss=loss, perplexity=math.exp(min(loss, 700)), accuracy=int(n_right) / n_targets,
                 n_targets=n_targets)
 
 # %% ../nbs/03_validate.ipynb #786c46bb
