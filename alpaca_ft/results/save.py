@@ -6,7 +6,7 @@
 __all__ = ['widest_dtype', 'model_card', 'save_model', 'log_model', 'upload']
 
 # %% ../../nbs/results/save.ipynb #66b66f6b
-import json
+import copy, json
 from pathlib import Path
 
 import torch
@@ -25,22 +25,53 @@ def widest_dtype(
     for dtype in others: first = torch.promote_types(first, dtype)
     return first
 
+# %% ../../nbs/results/save.ipynb #90b7d2c8
+CODES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16',
+         torch.int64: 'I64', torch.int32: 'I32', torch.uint8: 'U8', torch.bool: 'BOOL'}
+
+def write_safetensors(
+    weights:dict, # name -> tensor, on any device
+    file, # path to write
+    dtype:torch.dtype # of floating tensors in the file; others stay as they are
+):
+    "Write a safetensors file; no more than one tensor is copied at a time."
+    def stored(t): return dtype if t.is_floating_point() else t.dtype
+    in_order = sorted(weights.items(), key=lambda item: (-stored(item[1]).itemsize, item[0]))
+    header, start = dict(__metadata__=dict(format='pt')), 0
+    for name, t in in_order:
+        stop = start + t.numel()*stored(t).itemsize
+        header[name] = dict(dtype=CODES[stored(t)], shape=list(t.shape),
+                            data_offsets=[start, stop])
+        start = stop
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)
+    with open(file, 'wb') as f:
+        f.write(len(text).to_bytes(8, 'little') + text)
+        for _, t in in_order:
+            t = t.detach().to('cpu', stored(t)).contiguous()
+            f.write(t.reshape(-1).view(torch.uint8).numpy().data)
+
 # %% ../../nbs/results/save.ipynb #12be1198
+def named_once(
+    model # any causal model of transformers
+)->dict: # name -> tensor; nothing is copied
+    "Give the weights, without the second names of tied ones, which loading does not look for."
+    weights = model.state_dict()
+    for second, first in model.all_tied_weights_keys.items():
+        if weights[second].data_ptr() == weights[first].data_ptr(): del weights[second]
+    return weights
+
 def write_weights(
     model, # any causal model of transformers
     path, # an existing folder
     dtype:torch.dtype # of every weight in the file
 ):
     "Write safetensors, config and generation config, all of one dtype, which the config states."
-    def cast(t): return t.to(dtype) if t.is_floating_point() else t
-    weights = {name: cast(t) for name, t in model.state_dict().items()}
-    stated = model.config.dtype
-    try: model.save_pretrained(path, state_dict=weights)
-    finally: model.config.dtype = stated
-    file = Path(path)/'config.json'
-    stated = dict(dtype=str(dtype).removeprefix('torch.'), use_cache=True)
-    hf_config = json.loads(file.read_text('utf-8')) | stated
-    write_text(file, json.dumps(hf_config, indent=2) + '\n')
+    hf_config = copy.deepcopy(model.config)
+    hf_config.update(dict(dtype=dtype, use_cache=True, architectures=[type(model).__name__]))
+    hf_config.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
+    write_safetensors(named_once(model), Path(path)/'model.safetensors', dtype)
 
 # %% ../../nbs/results/save.ipynb #dd7b4342
 def _usage(template, max_new_tokens):
