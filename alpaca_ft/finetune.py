@@ -14,9 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from . import __version__
 from .config import Config, PRESETS
-from .results.plan import plan
-from .results.report import (
-    NAMES, before_and_after, card_figures, report_page, summary, whole_page)
 from .tools.cli import make_parser, run_command
 from .tools.files import write_text
 from .tools.tracking import active_run
@@ -153,6 +150,7 @@ def judge_answers(
 ): # `win_rates` of answer 1 (base) and 2 (tuned), who judged, and the verdicts; None: nobody to ask
     "Let a judge compare the two models' answers, each pair in both orders"
     from alpaca_ft.judge import judge_pairs, make_pairs, win_rates
+    from alpaca_ft.results.report import NAMES, before_and_after
     from alpaca_ft.results.verdicts import judge_page, log_verdicts
     from alpaca_ft.small_world import oracle_server
     joined = before_and_after(records)[:cfg.n_judge]
@@ -179,6 +177,7 @@ def reporting(
 ):
     "Keep report.json and report.html true; a finished report is never lost"
     from fastcore.xml import P
+    from alpaca_ft.results.report import whole_page
     files = out/'report.json', out/'report.html'
     done = (all(f.exists() for f in files)
             and json.loads(files[0].read_text('utf-8')).get('status') == 'done')
@@ -221,6 +220,7 @@ def run(
 ): # the report
     "Measure, tune, measure again, judge, and write all of it down"
     from alpaca_ft.loop import fit
+    from alpaca_ft.results.report import card_figures, report_page
     from alpaca_ft.results.save import save_model
     from alpaca_ft.validate import measure
     before, records = _measure_before(cfg, ready, out)
@@ -251,6 +251,7 @@ def finetune(
     """Tune a model on instructions, from rows to a judged answer
 
     The report and the model are written into `cfg.out`."""
+    from alpaca_ft.results.plan import plan
     start, out = time.perf_counter(), check_out(cfg)
     ready = prepare(cfg)
     print(plan(cfg, ready))
@@ -291,6 +292,7 @@ def main(
     "Run the command `alpaca_ft`"
     given = vars(command_parser().parse_args(argv))
     def work():
+        from alpaca_ft.results.report import summary
         cfg = Config.preset(given.pop('preset'), **given)
         if report := finetune(cfg): print(summary(report))
     return run_command('alpaca_ft', work)
