@@ -159,12 +159,13 @@ def make_opt(
 
 # %% ../nbs/02_loop.ipynb #de352b71
 def autocast_for(
-    model, # decides the device
+    model, # its head decides the device (frozen layers may have been put away)
     precision:str='auto' # 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it
 ): # context manager for the forward pass
     "Switch bf16 autocast on where it is asked for; ValueError for mixed dtypes without it."
-    kind = model.device.type
-    if uses_bf16(model.device, precision): return torch.autocast(kind, dtype=torch.bfloat16)
+    device = model.get_output_embeddings().weight.device
+    kind = device.type
+    if uses_bf16(device, precision): return torch.autocast(kind, dtype=torch.bfloat16)
     dtypes = sorted({str(p.dtype) for p in model.parameters()})
     if len(dtypes) > 1:
         raise ValueError(f'precision={precision!r}: no autocast on {kind}, but weights in '
@@ -245,7 +246,7 @@ def fit(
             check_finite(grad_norm, 'norm of the gradient', step, batches, out)
             if total.n_targets: opt.step()
             opt.zero_grad()
-            if model.device.type == 'cuda': torch.cuda.synchronize(model.device)
+            if norm.is_cuda: torch.cuda.synchronize(norm.device)
             history.append(dict(step=step, epoch=epoch, loss=total.loss(), accuracy=total.compute(),
                 grad_norm=grad_norm, lr=lr, n_targets=total.n_targets,
                 n_tokens=sum(b['labels'].numel() for b in batches),
@@ -283,16 +284,17 @@ def try_worst(
     batch = next(iter(train_dl))
     batch = batch | dict(labels=torch.zeros_like(batch['labels']))
     if cfg.gradient_checkpointing: checkpoint_layers(model)
-    on_gpu = model.device.type == 'cuda'
-    if on_gpu: torch.cuda.reset_peak_memory_stats(model.device)
+    device = plain_head(model).weight.device
+    on_gpu = device.type == 'cuda'
+    if on_gpu: torch.cuda.reset_peak_memory_stats(device)
     with explain_oom(model, cfg):
         opt = _stepped_opt(model, cfg)
-        if on_gpu: torch.cuda.synchronize(model.device)
+        if on_gpu: torch.cuda.synchronize(device)
         start = time.perf_counter()
         with autocast_for(model, cfg.precision): loss, *_ = lm_loss(model.train(), batch)
         loss.backward()
-        if on_gpu: torch.cuda.synchronize(model.device)
+        if on_gpu: torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
         opt.zero_grad()
-    peak = torch.cuda.max_memory_allocated(model.device) if on_gpu else None
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     return dict(seconds=seconds, peak_bytes=peak)
