@@ -35,7 +35,9 @@ class Config:
     weight_decay: float = 0.0  # of trained matrices (AdamW)
     warmup: float = 0.1  # share of the steps in which lr rises
     max_grad_norm: float|None = 1.0  # clip the gradient of a step to this norm; None: never
-    precision: str = 'auto'  # 'fp32', 'bf16' (autocast), 'auto': bf16 where the GPU has it
+    precision: str = 'auto'  # 'fp32', 'bf16' (autocast), 'auto': the faster; tiny on a CPU: fp32
+    attention: str = 'auto'  # 'per_document', 'sdpa' (under a dense mask), 'auto': per_document
+    trunk: str = 'auto'  # run the frozen layers once, into a file? 'yes', 'no', 'auto': if it pays
     n_freeze: int = 6  # lower layers that are not trained
     freeze_embed: bool = True  # leave the embeddings untrained too
     tied: str = 'untie'  # where head and embeddings are one tensor: 'untie', 'train' or 'freeze' it
@@ -44,6 +46,7 @@ class Config:
     n_eval_samples: int = 10  # prompts sampled at each validation
     eval_every: int|None = None  # steps between validations; None: at each epoch's end
     max_new_tokens: int = 64  # longest sampled answer
+    answer_batch_size: int = 64  # prompts answered at once
     temperature: float = 0.0  # of sampling; 0: greedy
     top_p: float = 1.0  # of sampling
     n_judge: int = 100  # prompts shown to the judge
@@ -81,9 +84,11 @@ _LIMITS = dict(
     batch_size=_at_least(1), gradient_accumulation_steps=_at_least(1), epochs=_at_least(1),
     lr=_positive, mom=_share, sqr_mom=_share, eps=_positive, weight_decay=_at_least(0),
     warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'),
+    attention=_one_of('auto', 'per_document', 'sdpa'), trunk=_one_of('auto', 'yes', 'no'),
     n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'), n_eval=_at_least(1),
     n_eval_samples=_at_least(0), eval_every=_at_least(1), max_new_tokens=_at_least(1),
-    temperature=_at_least(0), top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
+    answer_batch_size=_at_least(1), temperature=_at_least(0),
+    top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
     n_judge=_at_least(0), judge_model=_text, judge_url=_text, seed=_at_least(0),
     wandb_mode=_one_of('disabled', 'offline', 'online'), out=_text)
 

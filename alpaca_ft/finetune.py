@@ -6,8 +6,7 @@
 __all__ = ['prepare', 'finetune', 'main', 'run_command']
 
 # %% ../nbs/command/finetune.ipynb #4b66c598
-import json, os, time, warnings
-from contextlib import contextmanager
+import json, os, shutil, time, warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -95,12 +94,14 @@ def prepare(
     train_dl, eval_dl, params (a text) and asked_rows, the held-out rows that will be answered."""
     from alpaca_ft.data import get_dls, make_prompt
     from alpaca_ft.freeze import count_params, freeze, load_model
+    from alpaca_ft.tools.attention import attend_per_document
     from alpaca_ft.tools.service import make_client
     if cfg.template != 'chat': make_prompt(dict(instruction=''), cfg.template)
     if cfg.judge_model: make_client(cfg.judge_url)
     train_rows, eval_rows, truth_known = get_rows(cfg)
     model, tokenizer = load_model(cfg.model_id)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
+    if cfg.attention != 'sdpa': attend_per_document(model)
     blocks = _get_blocks(train_rows, tokenizer, cfg)
     eval_blocks = _get_blocks(eval_rows, tokenizer, cfg)
     train_dl, eval_dl = get_dls(blocks, eval_blocks, cfg.batch_size, cfg.seed)
@@ -122,22 +123,16 @@ def measuring(
     names = 'precision', 'max_new_tokens', 'temperature', 'top_p', 'seed', 'template'
     settings = {name: getattr(cfg, name) for name in names}
     return settings | dict(
-        tokenizer=ready.tokenizer, eval_dl=ready.eval_dl, rows=ready.asked_rows, bs=64,
-        score=score if ready.truth_known else None)
+        tokenizer=ready.tokenizer, eval_dl=ready.eval_dl, rows=ready.asked_rows,
+        bs=cfg.answer_batch_size, score=score if ready.truth_known else None)
 
-def _validator(cfg, ready, out):
-    "`validate(model, step)`, as `fit` calls it"
-    from alpaca_ft.validate import validate
-    return partial(validate, n_eval_samples=cfg.n_eval_samples, out=out/'predictions.jsonl',
-                   **measuring(cfg, ready))
-
-def _measure_before(cfg, ready, out):
+def _measure_before(cfg, parts, out):
     "Figures and records before tuning: measured once, so that a resumed run compares with the same"
     from alpaca_ft.validate import measure
     path = out/'before.json'
     if cfg.resume and path.exists(): before = json.loads(path.read_text('utf-8'))
     else:
-        figures, records = measure(ready.model, step=0, **measuring(cfg, ready))
+        figures, records = measure(parts.whole, step=0, **measuring(cfg, parts))
         before = dict(figures=figures, records=records)
         _write_json(path, before)
     return before['figures'], before['records']
@@ -170,78 +165,81 @@ def judge_answers(
     if active_run(): log_verdicts(pairs, verdicts, NAMES)
     return win_rates(verdicts) | dict(judge=judge, verdicts=verdicts)
 
-# %% ../nbs/command/finetune.ipynb #8b8c02c0
-@contextmanager
-def reporting(
-    cfg, out # `Config`, and the run's folder
-):
-    "Keep report.json and report.html true; a finished report is never lost"
-    from fastcore.xml import P
-    from alpaca_ft.results.report import whole_page
-    files = out/'report.json', out/'report.html'
-    done = (all(f.exists() for f in files)
-            and json.loads(files[0].read_text('utf-8')).get('status') == 'done')
-    if done: finished = [f.read_text('utf-8') for f in files]
-    def tell(status, why):
-        if done:
-            for file, text in zip(files, finished): write_text(file, text)
-            return
-        _write_json(files[0], dict(status=status, why=why, config=asdict(cfg)))
-        write_text(files[1], whole_page(f'This run: {status}', P(why), cfg=asdict(cfg)))
-    tell('running', 'It has not come to its end. If nothing is running any more, it was killed: '
-                    '--resume goes on.')
-    try: yield
-    except KeyboardInterrupt as e:
-        why = str(e).replace('resume=True', '--resume')
-        tell('interrupted', why or 'By Ctrl-C. --resume goes on.')
-        raise
-    except Exception as e:
-        tell('failed', f'{type(e).__name__}: {e}')
-        raise
+# %% ../nbs/command/finetune.ipynb #73d53ee0
+def run_trunk(
+    cfg, ready, # `Config`, and what `prepare` gave
+    out # the run's folder
+): # `ready`, with `trained` (the part to train), `whole` (who answers), loaders, `made` (seconds)
+    "Run the frozen layers once, where that was chosen: then the upper half is trained"
+    from alpaca_ft.data import get_dls
+    from alpaca_ft.tools.trunk import cache_trunk, join_trunk, split_trunk
+    if cfg.trunk != 'yes':
+        whole = dict(trained=ready.model, whole=ready.model, made=(0., 0.))
+        return SimpleNamespace(**vars(ready) | whole)
+    def cached(name, blocks):
+        return cache_trunk(ready.model, blocks, cfg.n_freeze, out/'trunk'/name, cfg.batch_size,
+                           cfg.precision, progress='TQDM_DISABLE' not in os.environ)
+    both = cached('train', ready.blocks), cached('eval', ready.eval_blocks)
+    train_dl, eval_dl = get_dls(*both, cfg.batch_size, cfg.seed)
+    halves = dict(trained=split_trunk(ready.model, cfg.n_freeze)[1], train_dl=train_dl,
+                  eval_dl=eval_dl, whole=join_trunk(ready.model, cfg.n_freeze),
+                  made=[sum(seconds) for seconds in zip(*(c.about['seconds'] for c in both))])
+    return SimpleNamespace(**vars(ready) | halves)
 
-# %% ../nbs/command/finetune.ipynb #04d970af
-@contextmanager
-def _tracked(cfg):
-    "Open a W&B run where one is wanted, and close it"
-    if cfg.wandb_mode == 'disabled':
-        yield
-        return
-    import wandb
-    how = dict(project=cfg.wandb_project, mode=cfg.wandb_mode, config=asdict(cfg), dir=cfg.out)
-    try: wandb_run = wandb.init(**how)
-    except wandb.errors.Error as e:
-        raise ValueError(f'wandb_mode={cfg.wandb_mode!r}: {e}') from e
-    with wandb_run: yield
+def tune(
+    cfg, parts, # `Config`, and what `run_trunk` gave
+    out, # the run's folder
+    times # as in `timed`
+): # history of `fit`
+    "Train; the frozen part is put away, and comes back to answer at each validation"
+    from alpaca_ft.loop import fit
+    from alpaca_ft.results.plan import timed
+    from alpaca_ft.tools.load import bring_back, put_away
+    from alpaca_ft.validate import validate
+    away = cfg.trunk == 'yes'
+    def validate_whole(_, step):
+        with timed(times, 'validate'):
+            if away: bring_back(parts.model, cfg.n_freeze)
+            figures = validate(parts.whole, step, n_eval_samples=cfg.n_eval_samples,
+                               out=out/'predictions.jsonl', **measuring(cfg, parts))
+            if away: put_away(parts.model, cfg.n_freeze)
+        return figures
+    if away: put_away(parts.model, cfg.n_freeze)
+    with timed(times, 'fit'):
+        history = fit(parts.trained, parts.train_dl, cfg, out=out, validate=validate_whole,
+                      resume=cfg.resume, progress='TQDM_DISABLE' not in os.environ)
+    if away: bring_back(parts.model, cfg.n_freeze)
+    return history
 
+# %% ../nbs/command/finetune.ipynb #3d73fac6
 def run(
     cfg, ready, # `Config`, and what `prepare` gave
     out, # the run's folder
-    start # when it began, by `time.perf_counter`
+    start # when it began, by `time.perf_counter` and `time.process_time`
 ): # the report
     "Measure, tune, measure again, judge, and write all of it down"
-    from alpaca_ft.loop import fit
+    from alpaca_ft.results.plan import spent, timed
     from alpaca_ft.results.report import card_figures, report_page
     from alpaca_ft.results.save import save_model
     from alpaca_ft.validate import measure
-    before, records = _measure_before(cfg, ready, out)
-    start_fit = time.perf_counter()
-    history = fit(ready.model, ready.train_dl, cfg, out=out, validate=_validator(cfg, ready, out),
-                  resume=cfg.resume, progress='TQDM_DISABLE' not in os.environ)
-    seconds_here = time.perf_counter() - start_fit
-    seconds_fit = sum(step['seconds'] for step in history) # with those before a --resume
-    after, more = measure(ready.model, step=len(history), **measuring(cfg, ready))
+    times = {}
+    with timed(times, 'trunk'): parts = run_trunk(cfg, ready, out)
+    before, records = _measure_before(cfg, parts, out)
+    history = tune(cfg, parts, out, times)
+    after, more = measure(parts.whole, step=len(history), **measuring(cfg, parts))
     save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg,
                figures=card_figures(before, after), log=cfg.log_model)
     records += more
     write_text(out/'generations.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
     judged = judge_answers(records, cfg, out)
-    seconds_else = time.perf_counter() - start - seconds_here
-    seconds = dict(fit=seconds_fit, total=seconds_else + max(seconds_fit, seconds_here))
+    times['total'] = time.perf_counter() - start[0], time.process_time() - start[1]
     report = dict(status='done', before=before, after=after, judge=judged,
                   n_train=len(ready.train_rows), n_eval=len(ready.eval_rows),
-                  n_steps=len(history), params=ready.params, config=asdict(cfg), seconds=seconds)
+                  n_steps=len(history), params=ready.params, config=asdict(cfg),
+                  **spent(times, parts.made, history))
     write_text(out/'report.html', report_page(report, records, history))
     _write_json(out/'report.json', report)
+    shutil.rmtree(out/'trunk', ignore_errors=True) # it is large, and has served
     return report
 
 # %% ../nbs/command/finetune.ipynb #9c3a2717
@@ -251,22 +249,26 @@ def finetune(
     """Tune a model on instructions, from rows to a judged answer
 
     The report and the model are written into `cfg.out`."""
-    from alpaca_ft.results.plan import plan
-    start, out = time.perf_counter(), check_out(cfg)
+    from alpaca_ft.results.plan import as_begun, plan, settle
+    from alpaca_ft.results.report import reporting, tracked
+    start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
+    out = check_out(cfg)
     ready = prepare(cfg)
+    cfg = settle(cfg, ready)
     print(plan(cfg, ready))
     if cfg.dry_run: return None
     _save_config(cfg, out)
-    with reporting(cfg, out), _tracked(cfg): return run(cfg, ready, out, start)
+    with reporting(cfg, out), tracked(cfg): return run(cfg, ready, out, start)
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {
     'rows': 'rows n_rows n_eval columns template mask_prompt max_seq_len',
-    'model': 'model_id n_freeze freeze_embed tied precision gradient_checkpointing',
-    'training': 'epochs batch_size gradient_accumulation_steps lr mom sqr_mom eps weight_decay '
-                'warmup max_grad_norm seed',
-    'answers and judge': 'eval_every n_eval_samples max_new_tokens temperature top_p n_judge '
-                         'judge_model judge_url',
+    'model': 'model_id n_freeze freeze_embed tied precision attention '
+             'gradient_checkpointing',
+    'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
+                'weight_decay warmup max_grad_norm seed',
+    'answers and judge': 'eval_every n_eval_samples max_new_tokens answer_batch_size temperature '
+                         'top_p n_judge judge_model judge_url',
     'the run': 'out resume dry_run wandb_mode wandb_project log_model'}
 ABOUT = """\
 Instruction-tune a language model: rows -> freeze -> loop -> validate -> judge -> report.

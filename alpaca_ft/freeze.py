@@ -220,16 +220,20 @@ def run_ledger(
     `activations`, `logits`, `workspace`), their `total`, and `flops`: the operations `forward`,
     `backward`, `recomputed`, `total`. The precision is what `uses_bf16` says of the device that
     models are loaded to; the optimizer is that of `make_opt`. A block alone is `batch_size=1`; a
-    head that meets fewer places is `n_targets=...`. Raises TypeError or ValueError."""
+    head that meets fewer places is `n_targets=...`. With trunk='yes' the frozen layers have run
+    already, and with attention='per_document' there is no mask. Raises TypeError or ValueError."""
+    # `memory_ledger` asks whether the trunk is there, `Config` whether it runs beforehand
+    if isinstance(changes.get('trunk'), bool): changes['trunk'] = ('yes', 'no')[changes['trunk']]
     names = {f.name for f in fields(cfg)}
     cfg = replace(cfg, **{k: v for k, v in changes.items() if k in names})
     others = {k: v for k, v in changes.items() if k not in names}
     both = dict(n_freeze=cfg.n_freeze, freeze_embed=cfg.freeze_embed, tied=cfg.tied,
                 bs=cfg.batch_size, max_seq_len=cfg.max_seq_len,
-                checkpointing=cfg.gradient_checkpointing)
-    both |= {k: others.pop(k) for k in ('n_targets', 'trunk') if k in others}
+                checkpointing=cfg.gradient_checkpointing, trunk=cfg.trunk != 'yes')
+    if 'n_targets' in others: both['n_targets'] = others.pop('n_targets')
     mixed = uses_bf16(default_device(), cfg.precision)
-    memory = dict(precision='mixed' if mixed else 'fp32', optimizer=OPTIMIZER) | others
+    memory = dict(precision='mixed' if mixed else 'fp32', optimizer=OPTIMIZER,
+                  packed=cfg.attention != 'per_document') | others
     flops = flops_ledger(hf_config, **both)
     return memory_ledger(hf_config, **both, **memory) | dict(flops=flops)
 

@@ -44,8 +44,8 @@ def frozen_hash(
     return digest.hexdigest()
 
 # %% ../../nbs/tools/checkpoint.ipynb #fc28e4b2
-# fields of Config that may change between a run and its resumption
-NO_DIFFERENCE = 'out', 'resume', 'dry_run'
+# fields of Config that may change between a run and its resumption: they change no weight
+NO_DIFFERENCE = 'out', 'resume', 'dry_run', 'answer_batch_size'
 
 # %% ../../nbs/tools/checkpoint.ipynb #3bd1a5b0
 def run_identity(
@@ -59,9 +59,13 @@ def run_identity(
     order = {f'data.order.{k}': getattr(sampler, k, None) for k in ('bs', 'seed', 'shuffle')}
     shapes = {f'model.trained.{name}': list(p.shape)
               for name, p in model.named_parameters() if p.requires_grad}
-    data = {'data.batches': len(train_dl),
-            'data.sha256': data_hash(getattr(train_dl, 'dataset', train_dl))}
-    return config | data | order | {'model.frozen': frozen_hash(model)} | shapes
+    dataset = getattr(train_dl, 'dataset', train_dl)
+    data = {'data.batches': len(train_dl), 'data.sha256': data_hash(dataset)}
+    # what the frozen layers made of the blocks, where they have run already
+    data |= {f'data.hidden.{k}': v for k, v in getattr(dataset, 'identity', {}).items()}
+    frozen = {'model.frozen': frozen_hash(model),
+              'model.attention': model.config._attn_implementation}
+    return config | data | order | frozen | shapes
 
 # %% ../../nbs/tools/checkpoint.ipynb #39b3110c
 def differences(
