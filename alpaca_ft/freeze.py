@@ -233,7 +233,7 @@ def run_ledger(
     if 'n_targets' in others: both['n_targets'] = others.pop('n_targets')
     mixed = uses_bf16(default_device(), cfg.precision)
     memory = dict(precision='mixed' if mixed else 'fp32', optimizer=OPTIMIZER,
-                  packed=cfg.attention != 'per_document') | others
+                  packed='per_document' if cfg.attention == 'per_document' else True) | others
     flops = flops_ledger(hf_config, **both)
     return memory_ledger(hf_config, **both, **memory) | dict(flops=flops)
 

@@ -39,15 +39,18 @@ def layer_bytes(
     res,          # bytes of a number in the residual stream
     trained,      # is the layer trained? Else backward only passes through it
     mixed,        # under autocast?
-    packed,       # several documents in a block, so that there is a mask?
+    packed,       # several documents under a mask? 'per_document': each by itself, in fp32
 ):                # bytes
     "Count the bytes that one layer keeps for each token."
     # under a mask, SDPA repeats keys and values that are shared by heads
-    kv = c.q if packed else c.kv
+    by_document = packed == 'per_document'
+    masked = bool(packed) and not by_document
+    kv = c.q if masked else c.kv
     # norms: input, root mean square; gate, activated gate, up
     n = 2*(4*c.d + 4) + 3*c.f*act
     # queries, keys, values, result, mask; log of the sum
-    n += (2*c.q + 2*kv + packed*max_seq_len)*act + 4*c.heads
+    n += (2*c.q + 2*kv + masked*max_seq_len)*(4 if by_document else act) + 4*c.heads
+    if by_document: n += c.q*act  # the documents' results, joined
     if c.qk_norm: n += 4*(c.q + c.kv + c.heads + c.kv_heads)
     if not trained: return n
     # normalised vectors; inputs of q, k, v, gate, up; input of down
