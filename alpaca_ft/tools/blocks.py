@@ -162,17 +162,17 @@ def steps_html(
     records:list, # answers of several steps, from `prompt_table` or `read_table`
     n_steps:int=4, # steps to show, the first and last among them
     n_prompts:int=3, # prompts to show
-) -> str: # an HTML table: a row a prompt, a column a step, and the reference
-    "Lay the answers to one prompt at several steps side by side, escaped."
+) -> str: # an HTML table: a line for each row, a column for each step, and the reference
+    "Lay the answers to one row at several steps side by side, escaped."
     steps = _spread(sorted({r['step'] for r in records}), n_steps)
-    by_place = {(r['prompt'], r['step']): r for r in records}
-    first_of = {r['prompt']: r for r in reversed(records)}
-    prompts = list(dict.fromkeys(r['prompt'] for r in records))
+    by_place = {(r['row_id'], r['step']): r for r in records}
+    first_of = {r['row_id']: r for r in reversed(records)}
+    row_ids = list(dict.fromkeys(r['row_id'] for r in records))
     head = ['prompt', *(f'step {step}' for step in steps), 'reference']
     lines = ['<tr>' + ''.join(f'<th>{name}</th>' for name in head) + '</tr>']
-    for prompt in prompts[:n_prompts]:
-        record = first_of[prompt]
-        answers = [_answer_html(by_place.get((prompt, step))) for step in steps]
+    for row_id in row_ids[:n_prompts]:
+        record = first_of[row_id]
+        answers = [_answer_html(by_place.get((row_id, step))) for step in steps]
         cells = [_escaped(_asked(record)), *answers, _escaped(record['reference'])]
         cells = ''.join(f'<td>{cell}</td>' for cell in cells)
         lines.append(f'<tr style="vertical-align:top;text-align:left">{cells}</tr>')
@@ -184,9 +184,9 @@ def browse_steps(
 ): # a widget; the static form is `steps_html`
     "Go from step to step of one prompt with arrows, as in the article's table."
     import ipywidgets as W
-    labels = {r['prompt']: _asked(r)[:60].replace('\n', ' ') for r in records}
+    labels = {r['row_id']: _asked(r)[:60].replace('\n', ' ') for r in records}
     steps = sorted({r['step'] for r in records})
-    which = W.Dropdown(options=[(labels[p], p) for p in labels], description='prompt')
+    which = W.Dropdown(options=[(labels[i], i) for i in labels], description='prompt')
     step = W.SelectionSlider(options=steps, description='step')
     left, right, view = W.Button(description='←'), W.Button(description='→'), W.HTML()
     def move(by):
@@ -194,7 +194,7 @@ def browse_steps(
         step.value = steps[min(max(place, 0), len(steps) - 1)]
     def draw(_=None):
         chosen = which.value, step.value
-        view.value = steps_html([r for r in records if (r['prompt'], r['step']) == chosen])
+        view.value = steps_html([r for r in records if (r['row_id'], r['step']) == chosen])
     left.on_click(lambda _: move(-1))
     right.on_click(lambda _: move(1))
     for widget in (which, step): widget.observe(draw, 'value')
