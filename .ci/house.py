@@ -34,6 +34,7 @@ contract = {
 # What readers call although no other module or page does, by module
 called_by_readers = {
     'loop': 'History',
+    'tools.attention': 'attend_plainly',
     'results.artifacts': 'restore publish fetch',
     'results.save': 'model_card log_model upload',
     'world.pretrain': 'pretrain'}
@@ -165,6 +166,16 @@ def size_faults():
             yield f'{short(path)}:{i}: {len(line)} columns, at most {max_columns} are allowed'
 
 
+def comprehension_faults():
+    "A line that begins two comprehensions."
+    kinds = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
+    for _, path in modules():
+        tree = ast.parse(path.read_text('utf-8'))
+        lines = Counter(node.lineno for node in ast.walk(tree) if isinstance(node, kinds))
+        for line, n in lines.items():
+            if n > 1: yield f'{short(path)}:{line}: {n} comprehensions on a line, at most 1 is allowed'
+
+
 def unused_faults(used):
     "An exported name that is neither contract nor used elsewhere nor called by readers."
     config = configparser.ConfigParser(delimiters=['='])
@@ -199,8 +210,8 @@ def main():
     sys.path.insert(0, str(root))
     known = dict(modules())
     used = [(path, own, [*names_used(tree, own, known)]) for path, own, tree in sources()]
-    faults = [*contract_faults(), *private_faults(used), *size_faults(), *unused_faults(used),
-              *page_faults(), *circle_faults()]
+    faults = [*contract_faults(), *private_faults(used), *size_faults(), *comprehension_faults(),
+              *unused_faults(used), *page_faults(), *circle_faults()]
     print(*faults, sep='\n', end='\n' * bool(faults))
     print(f'house: {len(known)} modules, {len(faults)} faults')
     return int(bool(faults))

@@ -173,17 +173,17 @@ def run_trunk(
     "Run the frozen layers once, where that was chosen: then the upper half is trained"
     from alpaca_ft.data import get_dls
     from alpaca_ft.tools.trunk import cache_trunk, join_trunk, split_trunk
-    if cfg.trunk != 'yes':
-        whole = dict(trained=ready.model, whole=ready.model, made=(0., 0.))
-        return SimpleNamespace(**vars(ready) | whole)
+    whole = dict(trained=ready.model, whole=ready.model, made=(0., 0.))
+    if cfg.trunk != 'yes': return SimpleNamespace(**vars(ready) | whole)
     def cached(name, blocks):
         return cache_trunk(ready.model, blocks, cfg.n_freeze, out/'trunk'/name, cfg.batch_size,
                            cfg.precision, progress='TQDM_DISABLE' not in os.environ)
     both = cached('train', ready.blocks), cached('eval', ready.eval_blocks)
     train_dl, eval_dl = get_dls(*both, cfg.batch_size, cfg.seed)
+    of_each = (part.about['seconds'] for part in both)
     halves = dict(trained=split_trunk(ready.model, cfg.n_freeze)[1], train_dl=train_dl,
                   eval_dl=eval_dl, whole=join_trunk(ready.model, cfg.n_freeze),
-                  made=[sum(seconds) for seconds in zip(*(c.about['seconds'] for c in both))])
+                  made=tuple(map(sum, zip(*of_each))))
     return SimpleNamespace(**vars(ready) | halves)
 
 def tune(
