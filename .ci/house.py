@@ -173,7 +173,7 @@ def comprehension_faults():
         tree = ast.parse(path.read_text('utf-8'))
         lines = Counter(node.lineno for node in ast.walk(tree) if isinstance(node, kinds))
         for line, n in lines.items():
-            if n > 1: yield f'{short(path)}:{line}: {n} comprehensions on a line, at most 1 is allowed'
+            if n > 1: yield f'{short(path)}:{line}: {n} comprehensions, at most 1 is allowed'
 
 
 def unused_faults(used):
