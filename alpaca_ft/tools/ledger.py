@@ -91,7 +91,7 @@ def head_bytes(
     if not fused:
         return n_tok*(c.vocab*4 + 8 + trained*c.d*act), n_tok*c.vocab*(8 + act)
     n_rows = min(chunk, n_targets)
-    several = n_rows*c.vocab*(12 if n_targets > chunk else 0)
+    several = n_rows*c.vocab*(8 if n_targets > chunk else 0)
     one = n_rows*c.vocab*(4 + act) + trained*matrix*4
     at_once = max(several, one) + (act < w)*matrix*act
     return n_targets*c.d*w + n_tok + trained*matrix*w, at_once
