@@ -13,7 +13,7 @@ import numpy as np, pyarrow as pa, torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from .tools.packing import best_fit, block_facts, document_starts, pack, unpack
-from .tools.prompts import border_problem, tokenize
+from .tools.prompts import border_problem, border_rules, tokenize
 from .tools.rows import check_dataset, check_rows, collect, open_rows, read_rows, refuse
 from .tools.rows import to_dataset, windows
 
@@ -111,14 +111,16 @@ def _encode_batch(rows, tokenizer, template, max_len):
     "Yield for each row its ids (EOS last), how many are prompt, whether it was cut, its problem."
     if max_len is not None and max_len < 2:
         raise ValueError(f'max_len must be at least 2, found {max_len}')
-    if tokenizer.eos_token_id is None:
+    eos = tokenizer.eos_token_id
+    if eos is None:
         raise ValueError('tokenizer: has no EOS token, so no model could learn to stop')
     prompts = [make_prompt(row, template, tokenizer) for row in rows]
     texts = [prompt + row['output'] for prompt, row in zip(prompts, rows)]
     prompt_ids, whole = (tokenize(tokenizer, some, template) for some in (prompts, texts))
+    rules = border_rules(tokenizer, template)
     for row, prompt, ids in zip(rows, prompt_ids, whole):
-        problem = border_problem(row, prompt, ids, tokenizer, template)
-        kept = (ids + [tokenizer.eos_token_id])[:max_len]
+        problem = border_problem(row, prompt, ids, rules)
+        kept = (ids + [eos])[:max_len]
         yield kept, min(len(prompt), len(kept)), len(kept) <= len(ids), problem
 
 def encode(

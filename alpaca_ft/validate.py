@@ -11,13 +11,14 @@ import math, os, re
 from collections import defaultdict
 from contextlib import contextmanager
 
-import torch
+import numpy as np, torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .tools.answers import answer_record, keep_answers, read_table, same_words
 from .tools.batching import answer_all, eos_ids, prompt_ids
 from .tools.prompts import tokenize
+from .tools.sampling import darts, draw, nucleus
 from .tools.tracking import track
 from .data import get_dls, make_prompt, pack
 from .loop import autocast_for, lm_loss, to_device
@@ -59,31 +60,21 @@ def evaluate(
         raise ValueError('evaluate: no target in any batch (labels are all -100, or the loader is '
                          'empty)')
     loss = total / n_targets
-    return dict(loss=loss, perplexity=math.exp(min(loss, 700)), accuracy=int(n_right) / n_targets,
-                n_targets=n_targets)
+    return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
+                accuracy=int(n_right) / n_targets, n_targets=n_targets)
 
 # %% ../nbs/03_validate.ipynb #786c46bb
 def next_probs(
     logits, # [..., vocab]
     temperature:float=1., # 0: all on the likeliest token
     top_p:float=1. # keep the fewest likeliest tokens that together have this much; 1: all
-)->torch.Tensor: # float64, [..., vocab], sums to 1
+)->torch.Tensor: # [..., vocab], sums to 1
     "Turn logits into the probabilities that are drawn from: temperature first, then top-p."
-    if temperature == 0: return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
-    probs = (logits.double() / temperature).softmax(-1)
-    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-    ordered = ordered.where(ordered.cumsum(-1) - ordered < top_p, 0.)
-    probs = torch.zeros_like(probs).scatter(-1, order, ordered)
-    return probs / probs.sum(-1, keepdim=True)
-
-# %% ../nbs/03_validate.ipynb #dd619c1a
-def draw(
-    probs, # [n, vocab]
-    u # [n], float64, evenly distributed: at least 0, less than 1
-)->torch.Tensor: # token ids, [n]
-    "Draw a token a row: the first whose cumulative probability is above `u`."
-    cdf = probs.cumsum(-1)
-    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
+    if temperature == 0: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    probs = (logits.float() / max(temperature, 1e-30)).softmax(-1)   # nothing is divided by 0
+    if top_p == 1: return probs
+    probs *= nucleus(probs, top_p)
+    return probs.div_(probs.sum(-1, keepdim=True))
 
 # %% ../nbs/03_validate.ipynb #b5725b3d
 def gen_settings(
@@ -110,17 +101,14 @@ def gen_settings(
                 seed=seed)
 
 # %% ../nbs/03_validate.ipynb #ea078b6c
-def _dice(seed, n):
-    "A generator a prompt, so that the numbers it gets do not depend on its neighbours."
-    seeds = torch.randint(2**62, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [torch.Generator().manual_seed(s) for s in seeds]
-
 def _chooser(settings, n):
     "What chooses the next token of each row, for `n` prompts."
     if not settings['temperature']: return lambda logits, rows: logits.argmax(-1)
-    dice = _dice(settings['seed'], n)
+    n_thrown = np.zeros(n, dtype=int)
     def choose(logits, rows):
-        u = torch.stack([torch.rand((), generator=dice[i], dtype=torch.float64) for i in rows])
+        if logits.device.type == 'mps': logits = logits.cpu()   # Apple's GPUs have no float64
+        u = darts(settings['seed'], rows, n_thrown[rows]).to(logits.device)
+        n_thrown[rows] += 1
         return draw(next_probs(logits, settings['temperature'], settings['top_p']), u)
     return choose
 
@@ -129,7 +117,7 @@ def generate(
     model, tokenizer, # a causal language model of the Llama kind, and its tokenizer
     prompts, # list of texts, as `make_prompt` writes them
     max_new_tokens:int|None=256, # per prompt; None, here and in the next two: the model's own
-    bs:int=16, # prompts read at a time; the next join when fewer are in work (at most 2 bs - 1)
+    bs:int=16, # the next prompts join once fewer are in work; there are at most 2 bs - 1 at once
     temperature:float|None=0., # 0: the likeliest token, always
     top_p:float|None=1., # draw from the likeliest tokens that together have this probability
     seed:int|None=None, # a prompt's darts depend on it and on the prompt's place in the list alone
