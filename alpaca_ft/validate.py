@@ -176,9 +176,14 @@ def leaks(
 )->list: # dicts: eval and train (row numbers), same (equal to the letter, or in its words only?)
     "Find held-out rows whose words stand in train, whatever their capitals, spaces, punctuation."
     def question(row): return row['instruction'], row.get('input') or ''
-    seen = {_words(row): (i, question(row)) for i, row in enumerate(train)}
-    found = [(i, row, *seen[_words(row)]) for i, row in enumerate(eval) if _words(row) in seen]
-    return [dict(eval=i, train=j, same=question(row) == theirs) for i, row, j, theirs in found]
+    def number(row, place): return row.get('row_id', place)
+    seen = {_words(row): (number(row, i), question(row)) for i, row in enumerate(train)}
+    found = []
+    for i, row in enumerate(eval):
+        if _words(row) not in seen: continue
+        theirs, asked = seen[_words(row)]
+        found.append(dict(eval=number(row, i), train=theirs, same=question(row) == asked))
+    return found
 
 # %% ../nbs/03_validate.ipynb #5d67dc70
 def exact_match(
