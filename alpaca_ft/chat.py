@@ -10,7 +10,7 @@ import json, sys
 from functools import partial
 from pathlib import Path
 from .config import Config
-from .tools.cli import make_parser, run_command
+from .tools.cli import make_parser, printable, run_command
 
 # %% ../nbs/command/chat.ipynb #b93eed2e
 def find_model(
@@ -49,11 +49,13 @@ def _how(room, eos, max_new_tokens, temperature, top_p):
     return GenerationConfig(max_new_tokens=min(room, max_new_tokens), eos_token_id=eos,
                             pad_token_id=eos[0], use_cache=True, **(drawn if temperature else {}))
 
+def show_piece(text): print(printable(text), end='', flush=True)
+
 def answer(
     model, tokenizer, # who answers
     instruction:str, # what is asked
     input:str='', # what it is asked about
-    show=partial(print, end='', flush=True), # called with each piece of text as it comes
+    show=show_piece, # called with each piece of text as it comes
     template:str='alpaca', # as in `make_prompt`
     max_new_tokens:int=256, temperature:float=0., top_p:float=1. # as in `generate`
 )->str: # the whole answer
@@ -88,7 +90,7 @@ def talk(
             if not line.strip(): return
             say(*read_line(line))
             print()
-        except ValueError as e: print(e)
+        except ValueError as e: print(printable(e))
         except (EOFError, KeyboardInterrupt):
             print()
             return
@@ -101,7 +103,7 @@ def pipe(
     for n, line in enumerate(lines, 1):
         try: text = say(*read_line(line), show=lambda piece: None) if line.strip() else ''
         except ValueError as e: raise ValueError(f'line {n}: {e}') from None
-        print(' '.join(text.splitlines()), flush=True)
+        print(printable(' '.join(text.splitlines())), flush=True)
 
 # %% ../nbs/command/chat.ipynb #7546da3c
 def chat(
