@@ -119,8 +119,10 @@ def write_text(
     path, # where the file shall stand
     text:str
 ):
-    "Write a text as UTF-8, whole or not at all."
-    write_whole(path, lambda f: f.write(text.encode()))
+    "Write a text as UTF-8, whole or not at all; half a surrogate pair becomes U+FFFD."
+    # half an emoji, as a judge's JSON may hold it, has no bytes in UTF-8; two halves are one emoji
+    whole = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    write_whole(path, lambda f: f.write(whole.encode()))
 
 # %% ../../nbs/tools/files.ipynb #3bbcc4cc
 def _exchange(a, b):
