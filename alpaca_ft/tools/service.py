@@ -11,19 +11,32 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 # %% ../../nbs/tools/service.ipynb #214b945e
+def _without_proxy(host):
+    "What the client needs so that no proxy of the environment stands before this machine itself"
+    import openai
+    own = host in ('localhost', '::1') or host.startswith('127.')
+    return dict(http_client=openai.DefaultHttpxClient(trust_env=False)) if own else {}
+
 def make_client(
     base_url:str|None=None,  # the service's address; None: OpenAI's, or OPENAI_BASE_URL
     api_key:str|None=None,   # None: OPENAI_API_KEY; a server of your own needs none
     timeout=60.,             # seconds without a sign of life
 ):
-    "Make an `openai` client that does not retry on its own: retries are ours, to be counted."
-    from openai import OpenAI
-    own = base_url or os.environ.get('OPENAI_BASE_URL')
-    api_key = api_key or os.environ.get('OPENAI_API_KEY') or ('none' if own else None)
-    if api_key is None:
+    """Make an `openai` client that does not retry on its own: retries are ours, to be counted.
+
+    ValueError where there is no key, or one that no request can carry."""
+    import httpx, openai
+    address = base_url or os.environ.get('OPENAI_BASE_URL')
+    key = (api_key or os.environ.get('OPENAI_API_KEY') or ('none' if address else '')).strip()
+    if not key:
         raise ValueError('api_key: none is given and OPENAI_API_KEY is not set; expected one of '
                          'them, or the base_url of a server that needs no key')
-    return OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=0)
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError('api_key: holds a character that no request can carry')
+    try: host = httpx.URL(address or '').host
+    except httpx.InvalidURL as e: raise ValueError(f'base_url={address!r}: {e}') from None
+    how = _without_proxy(host)
+    return openai.OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=0, **how)
 
 # %% ../../nbs/tools/service.ipynb #ae0eee4c
 def _seconds_until(date):
@@ -41,18 +54,28 @@ def _retry_after(headers):
             except (ValueError, TypeError): continue
         return max(0., seconds) if seconds == seconds else None
 
+def _masked(text, client):
+    "A text without the key and the password of a client, which services like to quote"
+    for secret in (client.api_key, client.base_url.password):
+        if len(secret) > 5: text = text.replace(secret, '***')
+    return text
+
 def send(
     client,            # from `make_client`
     request:dict,      # the request
 )->tuple:              # body as it came, error (None: status 200), seconds to wait (None: not told)
-    "Send a request once; the body is None where none came."
+    """Send a request once; no key stands in the body, should the service quote it.
+
+    Where no body came: why the connection broke, or None after a time-out."""
     import openai
     ask = client.chat.completions.with_raw_response.create
-    try: return ask(**request).http_response.text, None, None
+    try: return _masked(ask(**request).http_response.text, client), None, None
     except openai.APIStatusError as e:
-        return e.response.text, f'http_{e.status_code}', _retry_after(e.response.headers)
+        body, wait = _masked(e.response.text, client), _retry_after(e.response.headers)
+        return body, f'http_{e.status_code}', wait
     except openai.APITimeoutError: return None, 'timeout', None
-    except openai.APIConnectionError: return None, 'dropped', None
+    except openai.APIConnectionError as e:
+        return _masked(str(e.__cause__ or e), client), 'dropped', None
 
 # %% ../../nbs/tools/service.ipynb #3d514c8d
 def get_in(
