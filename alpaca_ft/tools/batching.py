@@ -20,19 +20,17 @@ from .prompts import tokenize
 
 # %% ../../nbs/tools/batching.ipynb #b965ed86
 def left_pad(
-    ids, # lists of token ids
-    n_before:int=0 # tokens that all of them have in the cache already
-)->tuple: # input_ids, attention_mask (over the n_before too), position_ids
+    ids # lists of token ids
+)->tuple: # input_ids, attention_mask, position_ids
     "Pad on the left, so that all rows end at one place; mask and positions know what is padding."
     size = max(map(len, ids))
     input_ids = torch.zeros(len(ids), size, dtype=torch.long)
-    mask = torch.ones(len(ids), n_before + size, dtype=torch.long)
+    mask = torch.ones(len(ids), size, dtype=torch.long)
     for i, row in enumerate(ids):
         n_pad = size - len(row)
         input_ids[i, n_pad:] = torch.tensor(row)
-        mask[i, n_before:n_before + n_pad] = 0
-    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
-    return input_ids, mask, position_ids[:, n_before:]
+        mask[i, :n_pad] = 0
+    return input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 # %% ../../nbs/tools/batching.ipynb #4e197079
 def _group(ids, members):
@@ -85,19 +83,25 @@ def _alike(rows, ids, most_padding=64):
         runs[-1].append(i)
     return runs
 
+def _behind_padding(t, n_pad):
+    "Keys or values of a prefix [1, heads, tokens, size], for each row behind its padding."
+    place = torch.arange(t.shape[-2]) - n_pad[:, None]
+    return t[0][:, place.clamp(min=0)].transpose(0, 1)
+
 def _read_alike(model, ids, group, rows):
     "Read these prompts of a group in one call, after a copy of their common prefix."
     cache, n_prefix = DynamicCache(), len(group['prefix'])
+    input_ids, mask, position_ids = left_pad([ids[i] for i in rows])
     if n_prefix:
         if group['cache'] is None:
             group['cache'] = DynamicCache()
             _call(model, torch.tensor([group['prefix']]), group['cache'])
+        n_pad = (mask == 0).sum(1)
         for i, layer in enumerate(group['cache'].layers):
-            keys, values = (t.expand(len(rows), -1, -1, -1) for t in (layer.keys, layer.values))
-            cache.update(keys, values, i)
-    input_ids, mask, position_ids = left_pad([ids[i][n_prefix:] for i in rows], n_prefix)
+            # a shorter row reads the end of the prefix again, where others read what is their own
+            cache.update(*(_behind_padding(t, n_pad) for t in (layer.keys, layer.values)), i)
     s = SimpleNamespace(rows=rows, cache=cache, mask=mask)
-    return _forward(model, s, input_ids, position_ids)
+    return _forward(model, s, input_ids[:, n_prefix:], position_ids[:, n_prefix:])
 
 def _read(model, ids, queue, n):
     "Seat at most `n` prompts of the first group in the queue: yield those of like length, read."
@@ -168,6 +172,17 @@ def eos_ids(
     return {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
 
 # %% ../../nbs/tools/batching.ipynb #de0fea76
+def _check_positions(hf_config, ids, room):
+    "ValueError where a long row would change the positions of all others in the batch"
+    rope = getattr(hf_config, 'rope_parameters', None) or {}
+    n_same = rope.get('original_max_position_embeddings', 0)
+    if rope.get('rope_type') != 'longrope' or len(ids) < 2: return
+    longest = max(len(row) + n for row, n in zip(ids, room))
+    if longest > n_same:
+        raise ValueError(f"rope_type='longrope': past {n_same} tokens the positions of all prompts "
+                         f'change, and with the longest answer one has {longest}: answer one '
+                         'prompt at a time, or ask for fewer new tokens')
+
 def answer_all(
     model, # a causal language model of the Llama kind, in eval mode; call it under no_grad
     ids, # token ids of each prompt
@@ -178,6 +193,7 @@ def answer_all(
     update=lambda n: None # called after each token: 1 if it ended an answer, else 0; for a bar
 )->tuple: # the new ids of each prompt, and whether an end token closed them
     "Answer all prompts in one moving batch: who is done leaves, the next come in."
+    _check_positions(model.config, ids, room)
     answers, stopped = [[] for _ in ids], [False] * len(ids)
     queue, s = shared_prefixes(ids, n_min=min(8, bs)), None
     def done(i): return stopped[i] or len(answers[i]) == room[i]
