@@ -8,54 +8,15 @@ __all__ = ['prepare', 'finetune', 'main', 'run_command']
 # %% ../nbs/command/finetune.ipynb #4b66c598
 import json, os, shutil, time, warnings
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from . import __version__
 from .config import Config, PRESETS
+from .results.folder import attempt, check_out, read_options, save_config
+from .results.folder import as_begun, reporting, write_json
 from .tools.cli import make_parser, run_command
 from .tools.files import write_text
-from .tools.tracking import active_run
+from .tools.tracking import tracked
 
 _all_ = ['run_command']
-
-# %% ../nbs/command/finetune.ipynb #8c9839d6
-def _check_same_run(cfg, path):
-    "Refuse to go on with a run of other options, or of alpaca_ft 0.1.0, which wrote no version"
-    from alpaca_ft.tools.checkpoint import NO_DIFFERENCE, differences
-    there, here = asdict(Config.load(path)), asdict(cfg)
-    if 'alpaca_ft' not in json.loads(path.read_text('utf-8')):
-        raise ValueError(
-            f'out={cfg.out!r} holds a run of alpaca_ft 0.1.0, which this version '
-            'cannot go on with: resume it with 0.1.0, or begin a new run in another folder (--out)')
-    for name in NO_DIFFERENCE: del there[name], here[name]
-    if diff := differences(there, here):
-        raise ValueError(
-            f'out={cfg.out!r} holds another run: {"; ".join(diff)}. Resume it with the options it '
-            'was started with, or choose another folder (--out); to train its model further, '
-            f'--model {Path(cfg.out)/"model"}')
-
-def check_out(
-    cfg # `Config`
-): # the run's folder
-    "Refuse a folder that holds another run, or something else"
-    out = Path(cfg.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f'out={cfg.out!r} is a file: a folder is expected')
-    has_run, has_files = (out/'config.json').exists(), out.exists() and any(out.iterdir())
-    if cfg.resume and has_run: _check_same_run(cfg, out/'config.json')
-    if cfg.resume and not has_run:
-        warnings.warn(f'out={cfg.out!r} holds no run: a new one begins')
-    if cfg.resume or cfg.dry_run or not has_files: return out
-    what = 'a run' if has_run else f'other files, as {min(p.name for p in out.iterdir())}'
-    raise ValueError(f'out={cfg.out!r} holds {what} already: choose another folder (--out), '
-                     'or go on with the run there (--resume)')
-
-def _write_json(path, x): write_text(path, json.dumps(x, indent=1) + '\n')
-
-def _save_config(cfg, out):
-    "Write config.json: the configuration, and the version that makes the run"
-    _write_json(out/'config.json', asdict(cfg) | dict(alpaca_ft=__version__))
 
 # %% ../nbs/command/finetune.ipynb #139ef41b
 def get_rows(
@@ -95,9 +56,7 @@ def prepare(
     from alpaca_ft.data import get_dls, make_prompt
     from alpaca_ft.freeze import count_params, freeze, load_model
     from alpaca_ft.tools.attention import attend_per_document
-    from alpaca_ft.tools.service import make_client
     if cfg.template != 'chat': make_prompt(dict(instruction=''), cfg.template)
-    if cfg.judge_model: make_client(cfg.judge_url)
     train_rows, eval_rows, truth_known = get_rows(cfg)
     model, tokenizer = load_model(cfg.model_id)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
@@ -134,36 +93,8 @@ def _measure_before(cfg, parts, out):
     else:
         figures, records = measure(parts.whole, step=0, **measuring(cfg, parts))
         before = dict(figures=figures, records=records)
-        _write_json(path, before)
+        write_json(path, before)
     return before['figures'], before['records']
-
-# %% ../nbs/command/finetune.ipynb #b4ef4d35
-def judge_answers(
-    records, # of `measure`, before and after tuning
-    cfg, # `Config`: n_judge, judge_model, judge_url
-    out # folder for verdicts.jsonl and verdicts.html
-): # `win_rates` of answer 1 (base) and 2 (tuned), who judged, and the verdicts; None: nobody to ask
-    "Let a judge compare the two models' answers, each pair in both orders"
-    from alpaca_ft.judge import judge_pairs, make_pairs, win_rates
-    from alpaca_ft.results.report import NAMES, before_and_after
-    from alpaca_ft.results.verdicts import judge_page, log_verdicts
-    from alpaca_ft.small_world import oracle_server
-    joined = before_and_after(records)[:cfg.n_judge]
-    truth_known = bool(joined) and joined[0][0]['right'] is not None
-    if not joined or not (truth_known or cfg.judge_model): return None
-    before, after = zip(*joined)
-    pairs = make_pairs(before, before, after)
-    judge = cfg.judge_model or 'small-world-oracle'
-    progress = False if 'TQDM_DISABLE' in os.environ else None
-    ask = partial(judge_pairs, pairs, judge, out/'verdicts.jsonl', progress=progress)
-    if cfg.judge_model: verdicts = ask(cfg.judge_url)
-    else:
-        rows = [record | dict(output=record['reference']) for record in before]
-        with oracle_server(rows) as oracle: verdicts = ask(oracle.base_url, api_key='none')
-    title = f'Before and after, judged by {judge}'
-    judge_page(pairs, verdicts, out/'verdicts.html', NAMES, title)
-    if active_run(): log_verdicts(pairs, verdicts, NAMES)
-    return win_rates(verdicts) | dict(judge=judge, verdicts=verdicts)
 
 # %% ../nbs/command/finetune.ipynb #73d53ee0
 def run_trunk(
@@ -212,14 +143,35 @@ def tune(
     return history
 
 # %% ../nbs/command/finetune.ipynb #3d73fac6
+def conclude(
+    report, # as in report.json; `judge` and `failed` are filled in
+    records, history, # what it tells of
+    cfg, out, judge_url, # `Config`, the run's folder, where the judge is asked
+    write # writes the report
+):
+    "Ask the judge, send the model, draw the page; each may fail alone"
+    from alpaca_ft.judging import judge_answers
+    from alpaca_ft.results.report import report_page
+    from alpaca_ft.results.save import log_model
+    failed = report['failed']
+    def draw(): write_text(out/'report.html', report_page(report, records, history))
+    failed['judge'] = 'it was not asked yet'
+    write()
+    attempt(failed, 'report.html', draw)
+    report['judge'] = attempt(failed, 'judge', lambda: judge_answers(records, cfg, out, judge_url))
+    if cfg.log_model: attempt(failed, 'W&B', lambda: log_model(out/'model'))
+    attempt(failed, 'report.html', draw)
+    write()
+
 def run(
     cfg, ready, # `Config`, and what `prepare` gave
     out, # the run's folder
-    start # when it began, by `time.perf_counter` and `time.process_time`
+    start, # when it began, by `time.perf_counter` and `time.process_time`
+    judge_url=None # where the judge is asked
 ): # the report
     "Measure, tune, measure again, judge, and write all of it down"
     from alpaca_ft.results.plan import spent, timed
-    from alpaca_ft.results.report import card_figures, report_page
+    from alpaca_ft.results.report import card_figures
     from alpaca_ft.results.save import save_model
     from alpaca_ft.validate import measure
     times = {}
@@ -228,37 +180,41 @@ def run(
     history = tune(cfg, parts, out, times)
     after, more = measure(parts.whole, step=len(history), **measuring(cfg, parts))
     save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg,
-               figures=card_figures(before, after), log=cfg.log_model)
+               figures=card_figures(before, after))
     records += more
     write_text(out/'generations.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
-    judged = judge_answers(records, cfg, out)
-    times['total'] = time.perf_counter() - start[0], time.process_time() - start[1]
-    report = dict(status='done', before=before, after=after, judge=judged,
+    report = dict(status='done', before=before, after=after, judge=None, failed={},
                   n_train=len(ready.train_rows), n_eval=len(ready.eval_rows),
-                  n_steps=len(history), params=ready.params, config=asdict(cfg),
-                  **spent(times, parts.made, history))
-    write_text(out/'report.html', report_page(report, records, history))
-    _write_json(out/'report.json', report)
-    shutil.rmtree(out/'trunk', ignore_errors=True) # it is large, and has served
+                  n_steps=len(history), params=ready.params, config=asdict(cfg))
+    def write():
+        times['total'] = time.perf_counter() - start[0], time.process_time() - start[1]
+        report.update(spent(times, parts.made, history))
+        write_json(out/'report.json', report)
+    conclude(report, records, history, cfg, out, judge_url, write)
+    if not report['failed']: shutil.rmtree(out/'trunk', ignore_errors=True) # large, and has served
     return report
 
 # %% ../nbs/command/finetune.ipynb #9c3a2717
 def finetune(
     cfg # `Config`
-): # the report: before, after, judge, seconds, config; None after a dry run
+): # the report: before, after, judge, failed, seconds, config; None after a dry run
     """Tune a model on instructions, from rows to a judged answer
 
-    The report and the model are written into `cfg.out`."""
-    from alpaca_ft.results.plan import as_begun, plan, settle
-    from alpaca_ft.results.report import reporting, tracked
+    The report and the model are written into `cfg.out`. What failed once the model was saved (the
+    judge, a page, W&B) stands under `failed`; nothing is raised for it."""
+    from alpaca_ft.judging import hide_password, try_judge
+    from alpaca_ft.results.plan import plan, settle
     start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
     out = check_out(cfg)
+    cfg, judge_url = hide_password(cfg)
     ready = prepare(cfg)
+    if cfg.judge_model and cfg.n_judge: try_judge(cfg.judge_model, judge_url)
     cfg = settle(cfg, ready)
     print(plan(cfg, ready))
     if cfg.dry_run: return None
-    _save_config(cfg, out)
-    with reporting(cfg, out), tracked(cfg): return run(cfg, ready, out, start)
+    save_config(cfg, out)
+    watched = tracked(cfg.wandb_mode, cfg.wandb_project, asdict(cfg), out)
+    with reporting(cfg, out), watched: return run(cfg, ready, out, start, judge_url)
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {
@@ -295,6 +251,11 @@ def main(
     given = vars(command_parser().parse_args(argv))
     def work():
         from alpaca_ft.results.report import summary
-        cfg = Config.preset(given.pop('preset'), **given)
-        if report := finetune(cfg): print(summary(report))
+        report = finetune(read_options(given.pop('preset'), given))
+        if not report: return
+        print(summary(report))
+        left = {what: why for what, why in report['failed'].items() if what != 'W&B'}
+        for what, why in left.items():
+            raise ValueError(f'the model is tuned and saved, but not all is done ({what}: {why}): '
+                             f'alpaca_ft --out {report["config"]["out"]} --resume does the rest')
     return run_command('alpaca_ft', work)
