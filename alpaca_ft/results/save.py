@@ -159,7 +159,8 @@ def log_model(
     run = active_run()
     if run is None: raise ValueError('log=True needs an active W&B run: call wandb.init first')
     import wandb
-    artifact = wandb.Artifact(Path(path).name, type='model')
+    # the run's id, or the models of all runs would be versions of one
+    artifact = wandb.Artifact(f'{Path(path).name}-{run.id}', type='model')
     for file in sorted(Path(path).iterdir()): artifact.add_file(str(file))
     run.log_artifact(artifact)
 

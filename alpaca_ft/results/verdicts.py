@@ -145,5 +145,8 @@ def log_verdicts(
     figures = {f'judge/{row["rule"]}/{row["what"]}': row['rate'] for row in rate_rows(rates, names)}
     figures |= {f'judge/{count}': rates[count] for count in _COUNTS}
     texts = [map(str, row.values()) for row in rows]
-    sent = log_table('verdicts', list(rows[0]), texts)
+    first, second = names
+    titles = dict(answer_1=first, answer_2=second, argument=f'{first} shown first',
+                  argument_swapped=f'{second} shown first')
+    sent = log_table('verdicts', [titles.get(column, column) for column in rows[0]], texts)
     return track({name: rate for name, rate in figures.items() if rate is not None}) and sent
