@@ -6,13 +6,15 @@
 __all__ = ['PRESETS', 'Config']
 
 # %% ../nbs/tools/config.ipynb #9df3430e
-import difflib, json, math
+import difflib, json, math, os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
+from urllib.parse import urlsplit
 
 from fastcore.basics import patch
 from .tools.files import write_text
+from .tools.json_files import read_json, value_problem
 
 # %% ../nbs/tools/config.ipynb #7eda36fa
 @dataclass
@@ -63,33 +65,62 @@ class Config:
     def __post_init__(self): self.check()
 
 # %% ../nbs/tools/config.ipynb #17d12292
+def _as_python(name, v):
+    "NumPy's numbers as Python's, which a file can keep; `~` as the home folder."
+    if type(v).__module__ == 'numpy' and hasattr(v, 'item'): v = v.item() if v.ndim == 0 else v
+    if name not in ('model_id', 'rows', 'out'): return v
+    if isinstance(v, os.PathLike): v = os.fspath(v)
+    return os.path.expanduser(v) if isinstance(v, str) else v
+
 def _check_type(name, v, kind):
-    "A bool is no int here, an int will do for a float, NaN for nothing."
+    "A bool is no int here, an int will do for a float, NaN for nothing, 2**63 for no file."
     kinds = kind.__args__ if isinstance(kind, UnionType) else (kind,)
     ok = type(v) in kinds or (float in kinds and type(v) is int)
     expected = ' or '.join('None' if k is type(None) else k.__name__ for k in kinds)
     if not ok: raise TypeError(f'{name}={v!r}: expected {expected}, found {type(v).__name__}')
     if isinstance(v, float) and not math.isfinite(v):
         raise ValueError(f'{name}={v!r}: expected a finite number')
+    if problem := value_problem(v): raise ValueError(f'{name} {problem}')
 
 # %% ../nbs/tools/config.ipynb #7b2df4f9
 def _at_least(n): return (lambda v: v >= n), f'at least {n}'
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(map(repr, names))
 _positive = (lambda v: v > 0), 'more than 0'
 _share = (lambda v: 0 <= v < 1), 'at least 0 and less than 1'
-_text = (lambda v: v.strip() != ''), 'a name, not an empty one'
+_text = (lambda v: v.strip() != '' and v.isprintable()), 'a name, not an empty one, no control characters'
+
+def _is_url(v):
+    try: parts, port = urlsplit(v), urlsplit(v).port   # a port that is no number raises
+    except ValueError: return False
+    in_order = v.isprintable() and ' ' not in v
+    return in_order and parts.scheme in ('http', 'https') and bool(parts.hostname) and port != 0
+
+def _are_columns(v):
+    ours, yours = ('instruction', 'input', 'output'), [*v.values()]
+    if not all(isinstance(k, str) and k for k in yours): return False
+    return bool(v) and {*v} <= {*ours} and len({*yours}) == len(yours)
+
+_url = _is_url, "an address such as 'http://localhost:8000/v1'"
+_columns = _are_columns, "a name of yours for each of 'instruction', 'input', 'output' that differs"
+# what W&B refuses when the run has begun
+_project = (lambda v: v.strip() != '' and len(v) <= 128 and not {*v} & {*'/\\#?%:'}), \
+    'a name of at most 128 letters, none of them / \\ # ? % :'
+_warmth = (lambda v: v == 0 or 1e-6 <= v), '0 (greedy), or at least 0.000001'
+# beyond it a block alone would take gigabytes
+_places = (lambda v: 2 <= v <= 2**20), 'from 2 to 1048576'
 
 _LIMITS = dict(
-    model_id=_text, rows=_text, n_rows=_at_least(2), template=_text, max_seq_len=_at_least(2),
+    model_id=_text, columns=_columns, wandb_project=_project, rows=_text,
+    n_rows=_at_least(2), template=_text, max_seq_len=_places,
     batch_size=_at_least(1), gradient_accumulation_steps=_at_least(1), epochs=_at_least(1),
     lr=_positive, mom=_share, sqr_mom=_share, eps=_positive, weight_decay=_at_least(0),
     warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'),
     attention=_one_of('auto', 'per_document', 'sdpa'), trunk=_one_of('auto', 'yes', 'no'),
     n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'), n_eval=_at_least(1),
     n_eval_samples=_at_least(0), eval_every=_at_least(1), max_new_tokens=_at_least(1),
-    answer_batch_size=_at_least(1), temperature=_at_least(0),
+    answer_batch_size=_at_least(1), temperature=_warmth,
     top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
-    n_judge=_at_least(0), judge_model=_text, judge_url=_text, seed=_at_least(0),
+    n_judge=_at_least(0), judge_model=_text, judge_url=_url, seed=_at_least(0),
     wandb_mode=_one_of('disabled', 'offline', 'online'), out=_text)
 
 # %% ../nbs/tools/config.ipynb #4e687667
@@ -97,7 +128,8 @@ _LIMITS = dict(
 def check(self:Config)->Config:
     "Raise TypeError or ValueError that names the first field with an impossible value."
     for f in fields(self):
-        v = getattr(self, f.name)
+        v = _as_python(f.name, getattr(self, f.name))
+        setattr(self, f.name, v)
         _check_type(f.name, v, f.type)
         ok, expected = _LIMITS.get(f.name, (None, None))
         if ok and v is not None and not ok(v):
@@ -126,7 +158,7 @@ def save(self:Config,
 def _read_fields(path):
     "The dict in a file that `save` wrote; errors name the file"
     if not Path(path).is_file(): raise FileNotFoundError(f'no configuration at {path}')
-    try: d = json.loads(Path(path).read_text('utf-8'))
+    try: d = read_json(Path(path).read_text('utf-8'))
     except ValueError as e: raise ValueError(f'{path}: not JSON ({e})') from None
     if not isinstance(d, dict):
         raise ValueError(f'{path}: expected an object with fields, found {type(d).__name__}')
