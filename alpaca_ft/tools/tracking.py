@@ -133,9 +133,20 @@ class History(list):
         return plot_history(self, axs)
 
 # %% ../../nbs/tools/tracking.ipynb #47c11dca
+def _plain_number(x):
+    "A number of numpy's or torch's, or the only one of an array, as Python's own; None: no number"
+    if hasattr(x, 'tolist'): x = x.tolist()
+    while isinstance(x, list) and len(x) == 1: x = x[0]
+    kind = next((k for k in (bool, int, float, str) if isinstance(x, k)), None)
+    return None if kind is None else kind(x)
+
 def eval_record(
     figures:dict # what `validate` returned
 )->dict: # its numbers, names beginning with eval_
-    "Keep what can stand in a history."
-    keep = {k: v for k, v in (figures or {}).items() if isinstance(v, (bool, int, float, str))}
+    "Keep what can stand in a history. TypeError where it is no dict."
+    if figures is not None and not isinstance(figures, dict):
+        raise TypeError(f'validate returned a {type(figures).__name__}: '
+                        'expected a dict of figures, or None')
+    plain = {str(name): _plain_number(x) for name, x in (figures or {}).items()}
+    keep = {name: x for name, x in plain.items() if x is not None}
     return {k if k.startswith('eval_') else f'eval_{k}': v for k, v in keep.items()}

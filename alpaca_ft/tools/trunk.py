@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from .checkpoint import data_hash, differences, frozen_hash
+from .checkpoint import differences
+from .digests import data_hash, frozen_hash
 from .files import whole_folder, write_text
 from .load import check_n_freeze, uses_bf16
 
