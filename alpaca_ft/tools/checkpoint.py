@@ -22,9 +22,9 @@ from .fitting import ran_out_of_memory
 # %% ../../nbs/tools/checkpoint.ipynb #a6319212
 def _samplers(train_dl):
     "A loader's samplers, those within others too"
-    names = 'sampler', 'batch_sampler'
-    inner = getattr(getattr(train_dl, 'batch_sampler', None), 'sampler', None)
-    return [s for s in (*(getattr(train_dl, name, None) for name in names), inner) if s is not None]
+    batches = getattr(train_dl, 'batch_sampler', None)
+    found = getattr(train_dl, 'sampler', None), batches, getattr(batches, 'sampler', None)
+    return [sampler for sampler in found if sampler is not None]
 
 def _begin(train_dl, epoch, start, seed):
     "Set a loader to a place -> how many batches are still to be left out"
@@ -61,11 +61,12 @@ def order_hash(
     seed:int=42
 )->str: # sha256 of the first two epochs' order
     "Name the order in which blocks are read; ValueError where it is another each time."
-    orders = [[_order(train_dl, epoch, seed) for epoch in (0, 1)] for _ in range(2)]
-    if orders[0] != orders[1]:
+    def listed(): return [_order(train_dl, epoch, seed) for epoch in (0, 1)]
+    orders = listed()
+    if listed() != orders:
         raise ValueError('train_dl reads its blocks in another order each time: '
                          'its order cannot be repeated')
-    return hashlib.sha256(json.dumps(orders[0]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(orders).encode()).hexdigest()
 
 # %% ../../nbs/tools/checkpoint.ipynb #fc28e4b2
 # fields of Config that may change between a run and its resumption: they change no weight
@@ -120,7 +121,8 @@ def differences(
     lines = []
     for k in there | here:
         a, b = there.get(k, '(absent)'), here.get(k, '(absent)')
-        if json.dumps(a, default=str) != json.dumps(b, default=str): lines.append(f'{k}: {a} there, {b} here')
+        same = json.dumps(a, default=str) == json.dumps(b, default=str)
+        if not same: lines.append(f'{k}: {a} there, {b} here')
     return lines
 
 # %% ../../nbs/tools/checkpoint.ipynb #34bf4b31
@@ -135,7 +137,8 @@ VERSION = 3  # of what stands in a checkpoint; alpaca_ft 0.1.0 wrote 1
 
 def _plain(x):
     "Numbers of numpy and torch as Python's own: reading a checkpoint makes no other objects"
-    return json.loads(json.dumps(x, default=lambda v: v.tolist() if hasattr(v, 'tolist') else str(v)))
+    def other(v): return v.tolist() if hasattr(v, 'tolist') else str(v)
+    return json.loads(json.dumps(x, default=other))
 
 def save_checkpoint(
     out, # the run's folder

@@ -8,12 +8,13 @@ __all__ = ['split_trunk', 'cache_bytes', 'cache_trunk', 'join_trunk']
 # %% ../../nbs/tools/trunk.ipynb #3f2de9a3
 import copy, hashlib, json, math, os, shutil, time, warnings
 from pathlib import Path
-import torch
+import numpy as np, torch
 from torch import nn
 from tqdm.auto import tqdm
-from .checkpoint import differences
-from .digests import data_hash, frozen_hash
-from .files import whole_folder, write_text
+from .attention import check_isolation
+from .checkpoint import differences, model_identity
+from .digests import data_hash, hash_file, read_checked, write_checked
+from .files import sweep, whole_folder
 from .load import check_n_freeze, uses_bf16
 
 # %% ../../nbs/tools/trunk.ipynb #b9bcf53e
@@ -60,6 +61,13 @@ def split_trunk(
     return trunk.eval(), upper
 
 # %% ../../nbs/tools/trunk.ipynb #eda022e2
+def _map(file, shape, dtype):
+    "The numbers in a file as a tensor that can only be read: they take no memory of their own"
+    numbers = np.memmap(file, np.uint8, 'r')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch warns that nobody must write to it
+        return torch.from_numpy(numbers).view(dtype).view(shape)
+
 class CachedBlocks:
     "Blocks with `hidden` in place of `input_ids`, for `get_dls` and `fit` like any others."
     def __init__(self,
@@ -75,9 +83,8 @@ class CachedBlocks:
     def identity(self): return self.about['key'] | dict(sha256=self.about['sha256'])
     @property
     def hidden(self):
-        "All of it, [n_blocks, max_seq_len, hidden_size], mapped from the file."
-        file, size = str(self.path/'hidden.bin'), math.prod(self.shape)
-        return torch.from_file(file, size=size, dtype=self.dtype).view(self.shape)
+        "All of it, [n_blocks, max_seq_len, hidden_size], mapped from the file; only to be read."
+        return _map(self.path/'hidden.bin', self.shape, self.dtype)
     def __len__(self): return len(self.blocks)
     def with_format(self, *args, **kwargs):
         return CachedBlocks(self.blocks.with_format(*args, **kwargs), self.path, self.about)
@@ -88,7 +95,8 @@ class CachedBlocks:
         with open(self.path/'hidden.bin', 'rb') as f:
             for one, i in zip(out, numbers):
                 f.seek(range(len(self))[i]*one.nbytes)  # negative numbers count from the end
-                f.readinto(one.view(torch.uint8).numpy().data)
+                n_read = f.readinto(one.view(torch.uint8).numpy().data)
+                if n_read < one.nbytes: raise OSError(f'{f.name} has been cut short')
         return out
     def __getitem__(self, i):
         if isinstance(i, slice): i = list(range(len(self))[i])
@@ -96,19 +104,18 @@ class CachedBlocks:
         hidden = self._read([i] if alone else i)
         return {**self.blocks[i], 'hidden': hidden[0] if alone else hidden}
 
-def _digest(file):
-    "sha256 of a file"
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+class _OtherCache(ValueError):
+    "The cache there is whole, and of something else"
 
 def _open_cache(path, blocks, key):
-    "The blocks of a finished cache; None: it is damaged. ValueError: it is of something else."
-    try: about = json.loads((path/'about.json').read_text('utf-8'))
-    except (OSError, ValueError): return None
+    "The blocks of a finished cache; ValueError: it is damaged, or of something else."
+    about = read_checked(path/'about.json')
     if diff := differences(about['key'], key):
-        raise ValueError(f'{path} is a cache of something else: {"; ".join(diff)}')
-    try: whole = _digest(path/'hidden.bin') == about['sha256']
-    except OSError: whole = False
-    return CachedBlocks(blocks.remove_columns('input_ids'), path, about) if whole else None
+        raise _OtherCache(f'{path} is a cache of something else: {"; ".join(diff)}')
+    if hash_file(path/'hidden.bin') != about['sha256']:
+        raise ValueError(f'{path/"hidden.bin"} is damaged: its digest does not fit')
+    return CachedBlocks(blocks.remove_columns('input_ids'), path, about)
+
 
 # %% ../../nbs/tools/trunk.ipynb #33c7db12
 def cache_bytes(
@@ -129,6 +136,14 @@ def _reserve(file, n_bytes):
         if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f.fileno(), 0, n_bytes)
         else: f.truncate(n_bytes)
 
+def _check_opens(file, shape, dtype):
+    "OSError where a file of this size could not be opened again, whatever it will hold"
+    try: _map(file, shape, dtype)
+    except (OSError, ValueError, MemoryError, RuntimeError) as e:
+        n_bytes = os.path.getsize(file)
+        raise OSError(f'{file.parent.parent}: the trunk\'s cache of {n_bytes/1e9:.2f} GB could be '
+                      f'written here, but not be opened again ({e})') from e
+
 def _check_exact(model, trunk, upper, batch):
     "ValueError where the two halves do not give what the model gives"
     def out(decoder, **how): return decoder(**how, **here).last_hidden_state
@@ -140,13 +155,13 @@ def _check_exact(model, trunk, upper, batch):
                          'the model gives something else')
 
 # %% ../../nbs/tools/trunk.ipynb #f808a272
-def _key(model, trunk, blocks, precision):
+def _key(trunk, blocks, precision):
     "All that a cache is made from"
     embed, shape = trunk.embed_tokens.weight, [len(blocks), len(blocks[0]['labels'])]
-    return dict(model=frozen_hash(trunk), n_freeze=len(trunk.layers), blocks=data_hash(blocks),
-                dtype=str(embed.dtype).removeprefix('torch.'), shape=[*shape, embed.shape[1]],
-                precision='bf16' if uses_bf16(embed.device, precision) else 'fp32',
-                attention=model.config._attn_implementation)
+    key = dict(n_freeze=len(trunk.layers), blocks=data_hash(blocks),
+               dtype=str(embed.dtype).removeprefix('torch.'), shape=[*shape, embed.shape[1]],
+               precision='bf16' if uses_bf16(embed.device, precision) else 'fp32')
+    return json.loads(json.dumps(key | model_identity(trunk), default=str))
 
 def _write_hidden(file, trunk, batches):
     "Write what the trunk makes of all batches -> sha256 of the file"
@@ -166,6 +181,7 @@ def _run_trunk(folder, model, parts, blocks, key, bs, progress):
     trunk, upper = parts
     device = trunk.embed_tokens.weight.device
     _reserve(folder/'hidden.bin', cache_bytes(model, *key['shape'][:2]))
+    _check_opens(folder/'hidden.bin', key['shape'], getattr(torch, key['dtype']))
     columns = ['input_ids', 'position_ids']
     tensors = blocks.with_format('torch', columns=columns, device=device)
     n_batches = math.ceil(len(blocks)/bs)
@@ -175,10 +191,15 @@ def _run_trunk(folder, model, parts, blocks, key, bs, progress):
         sha256 = _write_hidden(folder/'hidden.bin', trunk, batches)
     seconds = [time.perf_counter() - start, time.process_time() - start_cpu]
     about = dict(key=key, sha256=sha256, seconds=seconds)  # on the clock, of the processor
-    write_text(folder/'about.json', json.dumps(about))
+    write_checked(folder/'about.json', about)
     return about
 
 # %% ../../nbs/tools/trunk.ipynb #48b17f1c
+def _take_away(path):
+    "Remove a damaged cache, whatever it is"
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink()
+
 def cache_trunk(
     model,             # a model from `freeze`
     blocks,            # blocks from `pack` (`datasets.Dataset`)
@@ -194,11 +215,15 @@ def cache_trunk(
     Raises ValueError for a trunk that is not frozen, or a folder that is the cache of something
     else, and OSError where the disk is too small, before a block is computed."""
     path, parts = Path(path), split_trunk(model, n_freeze)
-    key = _key(model, parts[0], blocks, precision)
+    check_isolation(model, bs)
+    key = _key(parts[0], blocks, precision)
+    sweep(path.parent)
     if path.exists():
-        if found := _open_cache(path, blocks, key): return found
-        warnings.warn(f'{path} is damaged, so the frozen layers run again')
-        shutil.rmtree(path)
+        try: return _open_cache(path, blocks, key)
+        except _OtherCache: raise
+        except (OSError, ValueError) as e:
+            warnings.warn(f'{path} is damaged, so the frozen layers run again ({e})')
+        _take_away(path)
     training = model.training
     try:
         with whole_folder(path) as folder:
