@@ -6,11 +6,12 @@
 __all__ = ['main']
 
 # %% ../nbs/command/chat.ipynb #44d3da21
-import json, sys
+import sys
 from functools import partial
 from pathlib import Path
 from .config import Config
 from .tools.cli import make_parser, printable, run_command
+from .tools.json_files import read_json
 
 # %% ../nbs/command/chat.ipynb #b93eed2e
 def find_model(
@@ -28,7 +29,10 @@ def find_model(
         raise FileNotFoundError(f'{path}: there is no such run; the command alpaca_ft makes one, '
                                 'and small_world_tuned is here already')
     note, template = folder/'alpaca_ft.json', 'alpaca'
-    if note.exists(): template = json.loads(note.read_text('utf-8')).get('template', template)
+    if note.exists():
+        try: template = read_json(note.read_text('utf-8')).get('template', template)
+        except (ValueError, AttributeError) as e:
+            raise ValueError(f'{note}: damaged ({e}); --template says the prompt format') from None
     return (folder if folder.is_dir() else str(path)), template
 
 # %% ../nbs/command/chat.ipynb #3acb3a57
@@ -64,6 +68,7 @@ def answer(
     from transformers import TextStreamer
     from alpaca_ft.data import make_prompt
     from alpaca_ft.tools.batching import eos_ids, prompt_ids
+    from alpaca_ft.tools.sampling import check_numbers
     prompt = make_prompt(dict(instruction=instruction, input=input), template, tokenizer)
     (ids,), (room,) = prompt_ids(model, tokenizer, [prompt], template)
     how = _how(room, sorted(eos_ids(model, tokenizer)), max_new_tokens, temperature, top_p)
@@ -71,11 +76,14 @@ def answer(
     def keep(text, stream_end=False):
         pieces.append(text)
         show(text)
+    def checked(ids, logits): # `generate` would answer garbage, or fail with a traceback
+        check_numbers(logits.max(-1).values)
+        return logits
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.on_finalized_text = keep
     ids = torch.tensor([ids], device=model.device)
     model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how,
-                   streamer=streamer)
+                   streamer=streamer, logits_processor=[checked])
     return ''.join(pieces)
 
 # %% ../nbs/command/chat.ipynb #676e74d7
@@ -94,6 +102,20 @@ def talk(
         except (EOFError, KeyboardInterrupt):
             print()
             return
+
+def utf8_lines(
+    stream # standard input, or any text stream
+): # yields its lines
+    "Read lines as UTF-8, whatever the system's code page is. ValueError names one that is not."
+    if not hasattr(stream, 'buffer'): yield from stream # a text in memory
+    else:
+        for n, line in enumerate(stream.buffer, 1):
+            if n == 1: line = line.removeprefix(b'\xef\xbb\xbf')
+            try: text = line.decode()
+            except UnicodeDecodeError as e: found = f'byte {e.start + 1} is none'
+            else: found = 'it holds a NUL, as UTF-16 does' if '\0' in text else None
+            if found: raise ValueError(f'line {n}: expected UTF-8, but {found}')
+            yield text
 
 def pipe(
     say, # as in `talk`
@@ -119,13 +141,16 @@ def chat(
     how = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     Config(**how, seed=seed or 0) # refuses what is impossible, before anything is loaded
     model_id, own = find_model(path)
+    template = template or own
+    from alpaca_ft.data import make_prompt
+    if template != 'chat': make_prompt(dict(instruction=''), template)
     import torch
     from alpaca_ft.tools.load import load_model
     model, tokenizer = load_model(model_id)
     if seed is not None: torch.manual_seed(seed)
-    say = partial(answer, model, tokenizer, template=template or own, **how)
+    say = partial(answer, model, tokenizer, template=template, **how)
     if lines is not None: return pipe(say, lines)
-    print(f'{path}, asked in the {template or own} format. {RULE} An empty line, Ctrl-D or Ctrl-C '
+    print(f'{path}, asked in the {template} format. {RULE} An empty line, Ctrl-D or Ctrl-C '
           'leaves.')
     talk(say)
 
@@ -137,5 +162,5 @@ def main(
     about = f'Talk with a model that alpaca_ft has tuned. {RULE} In a pipe: one answer a line.'
     parser = make_parser('alpaca_ft_chat', chat, about, positional=['path'], leave_out=['lines'])
     given = vars(parser.parse_args(argv))
-    lines = None if sys.stdin.isatty() else sys.stdin
+    lines = None if sys.stdin.isatty() else utf8_lines(sys.stdin)
     return run_command('alpaca_ft_chat', lambda: chat(**given, lines=lines))

@@ -87,7 +87,8 @@ def _at_least(n): return (lambda v: v >= n), f'at least {n}'
 def _one_of(*names): return (lambda v: v in names), 'one of ' + ', '.join(map(repr, names))
 _positive = (lambda v: v > 0), 'more than 0'
 _share = (lambda v: 0 <= v < 1), 'at least 0 and less than 1'
-_text = (lambda v: v.strip() != '' and v.isprintable()), 'a name, not an empty one, no control characters'
+_text = (lambda v: v.strip() != '' and v.isprintable()), \
+    'a name, not an empty one, without control characters'
 
 def _is_url(v):
     try: parts, port = urlsplit(v), urlsplit(v).port   # a port that is no number raises
