@@ -48,7 +48,8 @@ def write_safetensors(
     with open(file, 'wb') as f:
         f.write(len(text).to_bytes(8, 'little') + text)
         for _, t in in_order:
-            t = t.detach().to('cpu', stored(t)).contiguous()
+            # cast on the CPU: a GPU that the training has filled has no room for it
+            t = t.detach().to('cpu').to(stored(t)).contiguous()
             f.write(t.reshape(-1).view(torch.uint8).numpy().data)
 
 # %% ../../nbs/results/save.ipynb #12be1198
