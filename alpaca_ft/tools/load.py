@@ -7,14 +7,16 @@ __all__ = ['FAMILIES', 'BUNDLED', 'check_family', 'model_path', 'default_device'
            'check_n_freeze', 'put_away', 'bring_back']
 
 # %% ../../nbs/tools/load.ipynb #d121a90b
-import json, shutil, sys, time, zlib
+import shutil, sys, time, zlib
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from fastcore.xdg import xdg_cache_home
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from .. import tools
+from .cli import sentence
 from .files import whole_folder
+from .json_files import read_json
 
 # %% ../../nbs/tools/load.ipynb #59ffabba
 FAMILIES = 'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3'
@@ -73,8 +75,7 @@ BUNDLED = 'small_world', 'small_world_tuned'
 def _find_model(model_id):
     "The folder of a bundled or local model (Path), or a hub id as it came (str)"
     if not isinstance(model_id, (str, Path)) or not str(model_id):
-        known = ', '.join(BUNDLED)
-        raise TypeError(f'model_id={model_id!r}: expected a folder, a hub id, or one of {known}')
+        raise TypeError(f'model_id={model_id!r}: expected a folder, a hub id, or one of {BUNDLED}')
     if model_id in BUNDLED: return model_path(tuned=model_id == 'small_world_tuned')
     folder, name = Path(model_id).expanduser(), str(model_id)
     if folder.is_dir(): return folder
@@ -89,12 +90,11 @@ def _read_config(source):
     from transformers import PreTrainedConfig
     if isinstance(source, Path) and not (source/'config.json').exists():
         raise FileNotFoundError(f'{source}: no config.json, so this is not a model folder')
-    try: return PreTrainedConfig.get_config_dict(source)[0]
-    except (OSError, ValueError) as e:
-        raise FileNotFoundError(
-            f'{source}: not a folder here, and the hub gave no readable config.json (a misspelt '
-            'name, a gated model without a login, or no network?): '
-            f'{str(e).splitlines()[0]}') from e
+    where = 'config.json cannot be read' if isinstance(source, Path) else (
+        'not a folder here, and the hub gave no readable config.json (a misspelt name, a gated '
+        'model without a login, or no network?)')
+    with sentence(f'{source}: {where}', FileNotFoundError):
+        return PreTrainedConfig.get_config_dict(source)[0] | {}
 
 # %% ../../nbs/tools/load.ipynb #ff088658
 def _check_files(folder, files):
@@ -112,23 +112,26 @@ def _check_weights(folder):
     _check_files(folder, files)
     index = folder/'model.safetensors.index.json'
     if index.exists():
-        named = json.loads(index.read_text('utf-8'))['weight_map'].values()
+        with sentence(f'{index}: damaged'):
+            named = [str(f) for f in read_json(index.read_text('utf-8'))['weight_map'].values()]
         lost = {*named} - {f.name for f in files}
         if lost:
             raise FileNotFoundError(f'{folder/min(lost)}: named in {index.name}, but not there')
-    for f in files:
-        try:
-            with safe_open(f, 'pt'): pass  # reads only the table, and compares it with the length
-        except SafetensorError as e:
-            raise ValueError(f'{f}: damaged or cut short ({e}): fetch it again') from e
+    for f in files:  # of each only the table is read, and compared with the length
+        with sentence(f'{f}: damaged or cut short, fetch it again'), safe_open(f, 'pt'): pass
 
 # %% ../../nbs/tools/load.ipynb #42d548d1
 def _check_tokenizer(tokenizer, d, model_id):
     "Refuse a tokenizer that does not belong to the model with configuration `d` (a dict)"
     want = 'expected the tokenizer this model was trained with'
-    n_ids, n_rows = max(tokenizer.get_vocab().values()) + 1, d['vocab_size']
-    if n_ids > n_rows:
-        raise ValueError(f'{model_id}: the tokenizer gives ids up to {n_ids - 1}, but the '
+    n_rows, special = d.get('vocab_size'), {*tokenizer.all_special_ids}
+    if type(n_rows) is not int: raise ValueError(f'{model_id}: config.json has no vocab_size')
+    # A pad or mask token beyond the embedding is never used: texts spell special tokens out.
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    ids = [i for i in tokenizer.get_vocab().values() if i not in special - used]
+    if not ids: raise ValueError(f'{model_id}: the tokenizer has no tokens: {want}')
+    if max(ids) >= n_rows:
+        raise ValueError(f'{model_id}: the tokenizer gives ids up to {max(ids)}, but the '
                          f'embedding has {n_rows} rows: {want}')
     own = tokenizer.eos_token_id
     if own is None:
@@ -197,17 +200,18 @@ def _quiet(hide_bar):
         logging.set_verbosity(level)
         if bar: logging.enable_progress_bar()
 
-def _load_weights(source, dtype):
+def _load_weights(source, dtype, d):
     "The model, every weight of it read from safetensors; no code of the model's own is run"
     from transformers import AutoModelForCausalLM
     how = dict(use_safetensors=True, trust_remote_code=False, use_cache=False,
                ignore_mismatched_sizes=True)
-    with _quiet(hide_bar=isinstance(source, Path)):
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **how)
-        except OSError as e:
-            raise FileNotFoundError(f'{source}: no safetensors: {str(e).splitlines()[0]}') from e
+    # torch makes no embedding whose padding lies beyond it, and padding is not used here
+    pad = d.get('pad_token_id')
+    if isinstance(pad, int) and pad >= d['vocab_size']: how['pad_token_id'] = None
+    unread = f'{source}: no weights that can be read (expected safetensors that fit config.json)'
+    with _quiet(hide_bar=isinstance(source, Path)), sentence(unread):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **how)
     # outside the layers a folder may hold more: buffers that transformers now makes itself
     too_many = [k for k in info['unexpected_keys'] if '.layers.' in k]
     odd = sorted(map(str, [*info['missing_keys'], *info['mismatched_keys'], *too_many]))
@@ -235,12 +239,12 @@ def load_model(
     d = _read_config(source)
     check_family(d, model_id)
     if isinstance(source, Path): _check_weights(source)
-    try: tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as e:
-        raise FileNotFoundError(
-            f'{model_id}: no tokenizer that can be read (expected tokenizer.json)') from e
+    what = f'{model_id}: no tokenizer that can be read (expected tokenizer.json)'
+    with sentence(what, FileNotFoundError):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     _check_tokenizer(tokenizer, d, model_id)
-    return _load_weights(source, dtype).to(device), tokenizer
+    model = _load_weights(source, dtype, d)
+    with sentence(f'{model_id}: does not go to {device}'): return model.to(device), tokenizer
 
 # %% ../../nbs/tools/load.ipynb #3d87176e
 def check_n_freeze(
