@@ -10,9 +10,9 @@ import json, os, shutil, time, warnings
 from dataclasses import asdict
 from types import SimpleNamespace
 from .config import Config, PRESETS
-from .results.folder import attempt, check_out, read_options, save_config
-from .results.folder import as_begun, reporting, write_json
-from .tools.cli import make_parser, run_command
+from .results.folder import as_begun, attempt, check_room, held, read_before
+from .results.folder import read_options, reporting, save_config, write_before, write_json
+from .tools.cli import check_one_process, make_parser, run_command
 from .tools.files import write_text
 from .tools.tracking import tracked
 
@@ -39,10 +39,14 @@ def get_rows(
     return *split_rows(rows, n_eval, cfg.seed), False
 
 # %% ../nbs/command/finetune.ipynb #13cb059d
-def _get_blocks(rows, tokenizer, cfg):
-    "Turn rows into blocks: prompts, ids, targets"
+def _get_blocks(rows, tokenizer, cfg, hf_config, n_asked=0):
+    "Turn rows into blocks: prompts, ids, targets. ValueError where the model has no room for them"
     from alpaca_ft.data import encode_rows, pack
-    examples = encode_rows(rows, tokenizer, template=cfg.template)
+    from alpaca_ft.tools.prompts import check_fits
+    name = cfg.rows or 'the small world'
+    try: examples = encode_rows(rows, tokenizer, template=cfg.template)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from e
+    check_fits(examples, hf_config, cfg.max_seq_len, n_asked, name)
     return pack(examples, cfg.max_seq_len, mask_prompt=cfg.mask_prompt, seed=cfg.seed)
 
 # %% ../nbs/command/finetune.ipynb #ca84d170
@@ -56,18 +60,22 @@ def prepare(
     from alpaca_ft.data import get_dls, make_prompt
     from alpaca_ft.freeze import count_params, freeze, load_model
     from alpaca_ft.tools.attention import attend_per_document
+    from alpaca_ft.tools.fitting import naming_memory
     if cfg.template != 'chat': make_prompt(dict(instruction=''), cfg.template)
     train_rows, eval_rows, truth_known = get_rows(cfg)
-    model, tokenizer = load_model(cfg.model_id)
+    # weights in bf16 would need the autocast that fp32 does without
+    dtype = 'float32' if cfg.precision == 'fp32' else None
+    with naming_memory(f'{cfg.model_id} was loaded'):
+        model, tokenizer = load_model(cfg.model_id, dtype)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
     if cfg.attention != 'sdpa': attend_per_document(model)
-    blocks = _get_blocks(train_rows, tokenizer, cfg)
-    eval_blocks = _get_blocks(eval_rows, tokenizer, cfg)
-    train_dl, eval_dl = get_dls(blocks, eval_blocks, cfg.batch_size, cfg.seed)
     # own rows are answered only to be shown or judged; where the truth is known, each is counted
     n_asked = max(cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
     if truth_known: n_asked = len(eval_rows)
     asked_rows = eval_rows.select(range(min(n_asked, len(eval_rows))))
+    blocks = _get_blocks(train_rows, tokenizer, cfg, model.config)
+    eval_blocks = _get_blocks(eval_rows, tokenizer, cfg, model.config, len(asked_rows))
+    train_dl, eval_dl = get_dls(blocks, eval_blocks, cfg.batch_size, cfg.seed)
     return SimpleNamespace(
         model=model, tokenizer=tokenizer, train_rows=train_rows, eval_rows=eval_rows,
         truth_known=truth_known, blocks=blocks, eval_blocks=eval_blocks, train_dl=train_dl,
@@ -87,14 +95,18 @@ def measuring(
 
 def _measure_before(cfg, parts, out):
     "Figures and records before tuning: measured once, so that a resumed run compares with the same"
-    from alpaca_ft.validate import measure
     path = out/'before.json'
-    if cfg.resume and path.exists(): before = json.loads(path.read_text('utf-8'))
-    else:
-        figures, records = measure(parts.whole, step=0, **measuring(cfg, parts))
-        before = dict(figures=figures, records=records)
-        write_json(path, before)
+    before = read_before(path, parts.asked_rows) if cfg.resume else None
+    if not before: before = write_before(path, *_measure(cfg, parts, 0))
     return before['figures'], before['records']
+
+def _measure(cfg, parts, step):
+    "Figures and records of the model as it is"
+    from alpaca_ft.tools.fitting import naming_memory
+    from alpaca_ft.validate import measure
+    how = f'--batch_size {cfg.batch_size}, --answer_batch_size {cfg.answer_batch_size}'
+    with naming_memory(f'held-out rows were evaluated and answered ({how}: try less)'):
+        return measure(parts.whole, step=step, **measuring(cfg, parts))
 
 # %% ../nbs/command/finetune.ipynb #73d53ee0
 def run_trunk(
@@ -103,13 +115,15 @@ def run_trunk(
 ): # `ready`, with `trained` (the part to train), `whole` (who answers), loaders, `made` (seconds)
     "Run the frozen layers once, where that was chosen: then the upper half is trained"
     from alpaca_ft.data import get_dls
+    from alpaca_ft.tools.fitting import naming_memory
     from alpaca_ft.tools.trunk import cache_trunk, join_trunk, split_trunk
     whole = dict(trained=ready.model, whole=ready.model, made=(0., 0.))
     if cfg.trunk != 'yes': return SimpleNamespace(**vars(ready) | whole)
     def cached(name, blocks):
         return cache_trunk(ready.model, blocks, cfg.n_freeze, out/'trunk'/name, cfg.batch_size,
                            cfg.precision, progress='TQDM_DISABLE' not in os.environ)
-    both = cached('train', ready.blocks), cached('eval', ready.eval_blocks)
+    with naming_memory(f'the frozen layers ran (--batch_size {cfg.batch_size}: try less)'):
+        both = cached('train', ready.blocks), cached('eval', ready.eval_blocks)
     train_dl, eval_dl = get_dls(*both, cfg.batch_size, cfg.seed)
     of_each = (part.about['seconds'] for part in both)
     halves = dict(trained=split_trunk(ready.model, cfg.n_freeze)[1], train_dl=train_dl,
@@ -125,12 +139,14 @@ def tune(
     "Train; the frozen part is put away, and comes back to answer at each validation"
     from alpaca_ft.loop import fit
     from alpaca_ft.results.plan import timed
+    from alpaca_ft.tools.answers import forget_from
     from alpaca_ft.tools.load import bring_back, put_away
     from alpaca_ft.validate import validate
     away = cfg.trunk == 'yes'
     def validate_whole(_, step):
         with timed(times, 'validate'):
             if away: bring_back(parts.model, cfg.n_freeze)
+            forget_from(out/'predictions.jsonl', step)  # a run that goes on makes them again
             figures = validate(parts.whole, step, n_eval_samples=cfg.n_eval_samples,
                                out=out/'predictions.jsonl', **measuring(cfg, parts))
             if away: put_away(parts.model, cfg.n_freeze)
@@ -173,12 +189,11 @@ def run(
     from alpaca_ft.results.plan import spent, timed
     from alpaca_ft.results.report import card_figures
     from alpaca_ft.results.save import save_model
-    from alpaca_ft.validate import measure
     times = {}
     with timed(times, 'trunk'): parts = run_trunk(cfg, ready, out)
     before, records = _measure_before(cfg, parts, out)
     history = tune(cfg, parts, out, times)
-    after, more = measure(parts.whole, step=len(history), **measuring(cfg, parts))
+    after, more = _measure(cfg, parts, len(history))
     save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg,
                figures=card_figures(before, after))
     records += more
@@ -202,19 +217,27 @@ def finetune(
 
     The report and the model are written into `cfg.out`. What failed once the model was saved (the
     judge, a page, W&B) stands under `failed`; nothing is raised for it."""
+    check_one_process()
+    start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
+    with held(cfg) as out: return _in_folder(cfg, out, start)
+
+def _in_folder(cfg, out, start):
+    "Prepare, say the plan, go; nobody else writes to the folder"
     from alpaca_ft.judging import hide_password, try_judge
     from alpaca_ft.results.plan import plan, settle
-    start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
-    out = check_out(cfg)
     cfg, judge_url = hide_password(cfg)
     ready = prepare(cfg)
-    if cfg.judge_model and cfg.n_judge: try_judge(cfg.judge_model, judge_url)
     cfg = settle(cfg, ready)
     print(plan(cfg, ready))
+    check_room(cfg, ready)
+    asks = cfg.judge_model and cfg.n_judge
+    if cfg.dry_run and asks: try_judge(cfg.judge_model, judge_url)
     if cfg.dry_run: return None
     save_config(cfg, out)
     watched = tracked(cfg.wandb_mode, cfg.wandb_project, asdict(cfg), out)
-    with reporting(cfg, out), watched: return run(cfg, ready, out, start, judge_url)
+    with reporting(cfg, out):
+        if asks: try_judge(cfg.judge_model, judge_url)
+        with watched: return run(cfg, ready, out, start, judge_url)
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {

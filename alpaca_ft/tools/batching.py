@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from .fitting import naming_memory
 from .ledger import model_sizes
 from .prompts import tokenize
 
@@ -198,16 +199,17 @@ def answer_all(
     queue, s = shared_prefixes(ids, n_min=min(8, bs)), None
     def done(i): return stopped[i] or len(answers[i]) == room[i]
     def n_free(): return 2 * bs - 1 - (len(s.rows) if s else 0)
-    while queue or s:
-        while queue and n_free() >= bs:
-            for read in _read(model, ids, queue, n_free()): s = _join(s, read)
-        tokens = choose(s.logits, s.rows)
-        for i, t in zip(s.rows, tokens.tolist()):
-            if done(i): continue
-            if t in eos: stopped[i] = True
-            else: answers[i].append(t)
-            update(done(i))
-        s = _step(model, s, tokens, [j for j, i in enumerate(s.rows) if not done(i)])
+    with naming_memory(f'{2 * bs - 1} prompts or fewer were answered at once: try a smaller bs'):
+        while queue or s:
+            while queue and n_free() >= bs:
+                for read in _read(model, ids, queue, n_free()): s = _join(s, read)
+            tokens = choose(s.logits, s.rows)
+            for i, t in zip(s.rows, tokens.tolist()):
+                if done(i): continue
+                if t in eos: stopped[i] = True
+                else: answers[i].append(t)
+                update(done(i))
+            s = _step(model, s, tokens, [j for j, i in enumerate(s.rows) if not done(i)])
     return answers, stopped
 
 # %% ../../nbs/tools/batching.ipynb #e690c2c1

@@ -64,8 +64,7 @@ def order_hash(
     def listed(): return [_order(train_dl, epoch, seed) for epoch in (0, 1)]
     orders = listed()
     if listed() != orders:
-        raise ValueError('train_dl reads its blocks in another order each time: '
-                         'its order cannot be repeated')
+        raise ValueError('train_dl has another order each time: it cannot be repeated')
     return hashlib.sha256(json.dumps(orders).encode()).hexdigest()
 
 # %% ../../nbs/tools/checkpoint.ipynb #fc28e4b2
@@ -85,8 +84,7 @@ def model_identity(
     config = {f'model.{k}': v for k, v in model.config.to_dict().items() if k not in _NO_NUMBER}
     trained = {f'model.trained.{name}': f'{p.dtype} {list(p.shape)}'
                for name, p in model.named_parameters() if p.requires_grad}
-    how = {'model.frozen': frozen_hash(model),
-           'model.attention': model.config._attn_implementation}
+    how = {'model.frozen': frozen_hash(model), 'model.attention': model.config._attn_implementation}
     return config | how | trained
 
 def _opt_identity(opt):
@@ -105,11 +103,13 @@ def run_identity(
     "All that decides a run besides the machine: config, model, optimizer, data and their order."
     config = {f'config.{k}': v for k, v in asdict(cfg).items() if k not in NO_DIFFERENCE}
     dataset = getattr(train_dl, 'dataset', train_dl)
+    # what the frozen layers made of the blocks, where they have run already, has its own digest
+    made = getattr(dataset, 'identity', {})
     first = next(open_epoch(train_dl, 0, seed=cfg.seed))
-    data = {'data.batches': len(train_dl), 'data.sha256': data_hash(dataset),
-            'data.order': order_hash(train_dl, cfg.seed), 'data.first_batch': data_hash([first])}
-    # what the frozen layers made of the blocks, where they have run already
-    data |= {f'data.hidden.{k}': v for k, v in getattr(dataset, 'identity', {}).items()}
+    data = {'data.batches': len(train_dl), 'data.order': order_hash(train_dl, cfg.seed),
+            'data.sha256': data_hash(dataset.blocks if made else dataset),
+            'data.first_batch': data_hash([first])}
+    data |= {f'data.hidden.{k}': v for k, v in made.items()}
     return config | data | _opt_identity(opt) | model_identity(model)
 
 # %% ../../nbs/tools/checkpoint.ipynb #39b3110c
