@@ -219,7 +219,9 @@ def finetune(
     judge, a page, W&B) stands under `failed`; nothing is raised for it."""
     check_one_process()
     start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
-    with held(cfg) as out: return _in_folder(cfg, out, start)
+    from alpaca_ft.tools.fitting import naming_memory
+    with held(cfg) as out, naming_memory('the run was under way'):
+        return _in_folder(cfg, out, start)
 
 def _in_folder(cfg, out, start):
     "Prepare, say the plan, go; nobody else writes to the folder"

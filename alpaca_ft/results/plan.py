@@ -30,13 +30,16 @@ def _seconds_of_worst(model, batch, cfg, device):
     "Forward and backward beside the optimizer's state, by the clock."
     import torch
     from alpaca_ft.loop import autocast_for, lm_loss
-    on_gpu, opt = device.type == 'cuda', _stepped_opt(model, cfg) # the state stays until the end
+    on_gpu = device.type == 'cuda'
+    opt = _stepped_opt(model, cfg)
     if on_gpu: torch.cuda.synchronize(device)
     start = time.perf_counter()
     with autocast_for(model, cfg.precision): loss, *_ = lm_loss(model.train(), batch)
     loss.backward()
     if on_gpu: torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    del opt # its state had to be there until now
+    return seconds
 
 def try_worst(
     model, # as for `fit`; its weights stay as they are
@@ -229,7 +232,8 @@ def _memory(cfg, ready):
     kind = 'bf16 with fp32' if cfg.precision == 'bf16' else 'fp32'
     n_bytes = run_ledger(ready.model.config, cfg)['total']
     return (f'about {size_text(n_bytes)} to train, by the ledger of lesson 01, {kind}; at most '
-            f'{size_text(answer_bytes(cfg, ready))} for what answers remember (--answer_batch_size)')
+            f'{size_text(answer_bytes(cfg, ready))} for what answers remember '
+            '(--answer_batch_size)')
 
 def _speed(cfg, ready):
     "Operations a second; the error, as a text, where the trial of a dry run does not fit"
