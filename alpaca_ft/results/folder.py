@@ -7,7 +7,7 @@ __all__ = ['status_of', 'check_out', 'write_json', 'save_config', 'held', 'read_
            'read_options', 'check_room', 'reporting', 'attempt']
 
 # %% ../../nbs/results/folder.ipynb #5d24455b
-import json, warnings
+import json, os, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,6 +51,9 @@ def check_out(
     out = Path(cfg.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f'out={cfg.out!r} is a file: a folder is expected')
+    above = next(p for p in out.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f'out={cfg.out!r}: no folder can be made in {str(above)!r}')
     has_run, has_files = (out/'config.json').exists(), out.exists() and any(out.iterdir())
     if cfg.resume and has_run: _check_same_run(cfg, out/'config.json')
     if cfg.resume and not has_run:

@@ -17,7 +17,7 @@ def _one_problem(x):
     "What is wrong with a value by itself."
     if isinstance(x, ValueError): return str(x)     # left there by the reader, below
     if isinstance(x, int) and not -2**63 <= x < 2**63:
-        return f'holds a whole number of {x.bit_length()} bits, expected at most 64'
+        return f'holds a whole number of {x.bit_length()} bits, expected 63 and a sign'
     if isinstance(x, str) and not x.isascii() and _half.search(x):
         return f'holds half a character, found {ascii(x[:40])}'
     if isinstance(x, dict) and (odd := [name for name in x if not isinstance(name, str)]):
@@ -44,7 +44,7 @@ def _object(pairs):
     found, names = dict(pairs), [name for name, _ in pairs]
     if len(found) == len(names): return found
     twice = next(name for name in found if names.count(name) > 1)
-    return ValueError(f'field {twice!r} stands there twice')
+    return ValueError(f'holds {twice!r} twice')
 
 def _whole_number(digits):
     if len(digits) <= 100: return int(digits)
