@@ -43,9 +43,9 @@ def freeze(
     """Freeze the embedding and the first `n_freeze` layers; train the rest, norm and head too.
 
     Frozen weights keep the dtype that `load_model` gave them, trained ones are raised to fp32.
-    `tied`: 'untie' trains a copy of the embedding as the head; 'train' trains the one tensor from
-    both ends, so backward runs through all layers, whatever `freeze_embed` says; 'freeze' trains
-    neither. Raises TypeError or ValueError, also for a family that `load_model` does not let in."""
+    `tied`: 'untie' trains a copy of the embedding as the head; 'train' the one tensor, from both
+    ends, so backward runs through all layers; 'freeze' trains neither. Raises TypeError or
+    ValueError, also for a family that `load_model` does not let in."""
     check_family(model.config.to_dict(), type(model).__name__)
     n_freeze, one = check_n_freeze(n_freeze, len(model.model.layers)), _is_tied(model)
     if tied not in ('untie', 'train', 'freeze'):
