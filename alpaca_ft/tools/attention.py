@@ -33,6 +33,57 @@ class Documents:
         self.lengths = self.ends.diff().tolist()
         return self
 
+# %% ../../nbs/tools/attention.ipynb #a03bcb1c
+LONG, STEP = 128, 64  # a document of so many tokens attends in steps of so many, on a CPU
+
+def _steps(n):
+    "Cut `n` places into equal steps of at most `STEP`: first place, the one after the last"
+    size = -(-n // -(-n // STEP))
+    return [(first, min(first + size, n)) for first in range(0, n, size)]
+
+def _by_head(x, n_heads):
+    "`[tokens, heads, head_dim]` as `[n_heads, heads of a group, tokens, head_dim]`, a view"
+    return x.unflatten(1, (n_heads, -1)).permute(1, 2, 0, 3)
+
+def _weights(q, keys, n_late):
+    "Softmax of the scores; of the last `n_late` keys a query sees those up to its own place"
+    scores = q @ keys.mT
+    late = torch.full((n_late, n_late), -torch.inf, dtype=q.dtype).triu_(1)
+    scores.unflatten(1, (-1, n_late))[..., -n_late:].add_(late)
+    return scores.softmax(-1)
+
+class InSteps(torch.autograd.Function):
+    "One document `[tokens, heads, head_dim]` attends to itself, some queries at a time."
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        ctx.save_for_backward(q, k, v)
+        ctx.scale, out = scale, torch.empty_like(q)
+        queries, results = (_by_head(x, k.shape[1]) for x in (q, out))
+        k, v = (x.transpose(0, 1).contiguous() for x in (k, v))
+        for a, b in _steps(len(q)):
+            rows = scale*queries[:, :, a:b].flatten(1, 2)
+            found = _weights(rows, k[:, :b], b - a) @ v[:, :b]
+            results[:, :, a:b] = found.unflatten(1, (-1, b - a))
+        return out
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v = ctx.saved_tensors
+        dq = torch.empty_like(q)
+        queries, grads, dqueries = (_by_head(x, k.shape[1]) for x in (q, grad, dq))
+        k, v = (x.transpose(0, 1).contiguous() for x in (k, v))
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        with torch.autocast(q.device.type, enabled=False):
+            for a, b in _steps(len(q)):
+                rows, g = (x[:, :, a:b].flatten(1, 2) for x in (queries, grads))
+                rows = ctx.scale*rows
+                weights = _weights(rows, k[:, :b], b - a)
+                dscores = g @ v[:, :b].mT
+                dscores = torch._softmax_backward_data(dscores, weights, -1, q.dtype)
+                dqueries[:, :, a:b] = (dscores @ k[:, :b]).unflatten(1, (-1, b - a))
+                dk[:, :b] += dscores.mT @ rows
+                dv[:, :b] += weights.mT @ g
+        return dq.mul_(ctx.scale), dk.transpose(0, 1), dv.transpose(0, 1), None
+
 # %% ../../nbs/tools/attention.ipynb #13f3c0a1
 def _window_mask(n, window, device):
     "Which of `n` tokens looks at which: at itself and at the `window - 1` before it"
@@ -44,6 +95,8 @@ def _attend(q, k, v, scale, window, dropout):
     "One document `[tokens, heads, head_dim]` attends to itself"
     n = len(q)
     mask = _window_mask(n, window, q.device) if window and window < n else None
+    if q.is_cpu and n >= LONG and mask is None and not dropout:
+        return InSteps.apply(q, k, v, scale or q.shape[-1]**-.5)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None,
                                        scale=scale, enable_gqa=True)
