@@ -31,7 +31,7 @@ def model_sizes(
 
 # %% ../../nbs/tools/ledger.ipynb #62f6d591
 # bytes of a frozen weight, a trained one, an activation
-BYTES = dict(fp32=(4, 4, 4), mixed=(2, 4, 2), bf16=(2, 2, 2))
+BYTES = dict(fp32=(4, 4, 4), autocast=(4, 4, 2), mixed=(2, 4, 2), bf16=(2, 2, 2))
 
 # %% ../../nbs/tools/ledger.ipynb #6e517cbf
 def layer_bytes(
@@ -50,7 +50,7 @@ def layer_bytes(
     kv = c.q if masked else c.kv
     # norms: input, root mean square; gate, activated gate, up
     n = 2*(4*c.d + 4) + 3*c.f*act
-    # queries, keys, values, result, mask; log of the sum
+    # queries, keys, values, result, mask; log of the sum (long documents on a CPU: no result)
     n += (2*c.q + 2*kv + masked*max_seq_len)*(4 if by_document else act) + 4*c.heads
     if by_document: n += c.q*act  # the documents' results, joined
     if c.qk_norm: n += 4*(c.q + c.kv + c.heads + c.kv_heads)
@@ -148,8 +148,9 @@ def step_bytes(
     way,  # namespace of the arguments of `memory_ledger`
 ):        # dict of bytes, a part each, and their `total`
     "Add up the memory of a training step, part by part."
-    (frozen, w, act), mixed = BYTES[way.precision], way.precision == 'mixed'
-    n_tok, res = way.bs*way.max_seq_len, w if n.reached else act
+    (frozen, w, act), mixed = BYTES[way.precision], way.precision in ('autocast', 'mixed')
+    n_tok, res = way.bs*way.max_seq_len, w if n.reached else frozen
+    n_frozen = n.frozen if way.trunk else (not n.head)*c.vocab*c.d  # a frozen head is needed
     n_targets = n_tok if way.n_targets is None else way.n_targets
     kept_head, at_head = head_bytes(
         c, n_tok, n_targets, way.fused, n.head, act, w, way.chunk)
@@ -158,7 +159,7 @@ def step_bytes(
     layer = max(4*(c.f + c.d)*act, again*way.checkpointing)
     kept = kept_by_layers(c, way.max_seq_len, way.n_freeze, n.reached, way.checkpointing,
                           act, res, mixed, way.packed)
-    out = dict(frozen=frozen*n.frozen*way.trunk, trained=w*n.trained, gradients=w*n.trained,
+    out = dict(frozen=frozen*n_frozen, trained=w*n.trained, gradients=w*n.trained,
                optimizer=round(OPTIMIZERS[way.optimizer](w)*n.trained),
                casts=2*n.matrices*mixed, activations=n_tok*kept, logits=kept_head,
                workspace=max(at_head, n_tok*layer - kept_head))
@@ -187,7 +188,7 @@ def step_operations(
 # %% ../../nbs/tools/ledger.ipynb #924859d1
 def ledger_arguments(
     cfg,        # a `Config`
-    **changes,  # its fields that differ, by name; or keywords of `memory_ledger`
+    **changes,  # fields that differ; keywords of `memory_ledger`; `device`, as 'cuda', if not ours
 ):              # two dicts: keywords of `memory_ledger`, and of `flops_ledger`
     "Turn the choices of a run into the ledgers' keywords. Raises ValueError as `Config` does."
     # `memory_ledger` asks whether the trunk is there, `Config` whether it runs beforehand
@@ -199,8 +200,9 @@ def ledger_arguments(
                 bs=cfg.batch_size, max_seq_len=cfg.max_seq_len,
                 checkpointing=cfg.gradient_checkpointing, trunk=cfg.trunk != 'yes')
     if 'n_targets' in others: both['n_targets'] = others.pop('n_targets')
-    mixed = uses_bf16(default_device(), cfg.precision)
-    memory = dict(precision='mixed' if mixed else 'fp32', optimizer=OPTIMIZER,
+    device, precision = others.pop('device', None) or default_device(), 'fp32'
+    if uses_bf16(device, cfg.precision): precision = 'autocast' if device == 'cpu' else 'mixed'
+    memory = dict(precision=precision, optimizer=OPTIMIZER,
                   packed='per_document' if cfg.attention == 'per_document' else True) | others
     return both | memory, both
 
