@@ -94,7 +94,7 @@ def memory_ledger(
     checkpointing=False,  # with `checkpoint_layers`?
     fused=True,           # `lm_loss`, which keeps no logits? False: logits for every place
     n_targets=None,       # targets in the micro-batch; None: every place
-    precision='fp32',     # 'fp32'; 'mixed': frozen bf16, trained fp32, autocast; 'bf16': all of it
+    precision='fp32',     # or 'bf16'; under autocast: 'mixed' (frozen bf16), 'autocast' (all fp32)
     packed=True,          # several documents in a block, so that there is a mask?
     optimizer='adam',     # 'adam', 'adam8bit' or 'sgd'
     trunk=True,           # frozen weights on the device? False: run before (`cache_trunk`)
@@ -151,7 +151,7 @@ def checkpoint_layers(
 def run_ledger(
     hf_config,  # the model's configuration
     cfg,        # a `Config`
-    **changes,  # its fields that differ, by name; or keywords of `memory_ledger`
+    **changes,  # fields that differ; keywords of `memory_ledger`; `device`, as 'cuda', if not ours
 ):              # the dict of `memory_ledger`, and under `flops` that of `flops_ledger`
     """Predict the bytes and operations of one micro-batch of a run.
 
@@ -171,7 +171,8 @@ def explain_oom(
     except Exception as e:
         if not ran_out_of_memory(e) or ran_out_of_memory(e.__cause__): raise  # explained already
         run = replace(cfg, precision='bf16' if uses_bf16(model.device, cfg.precision) else 'fp32')
-        def n_bytes(**change): return run_ledger(model.config, run, **change)['total']
+        there = model.device.type
+        def n_bytes(**change): return run_ledger(model.config, run, device=there, **change)['total']
         try: advice = oom_advice(run, model.config.num_hidden_layers, n_bytes)
         except Exception:  # a model that the ledger does not know must not hide the error
             advice = f'out of memory: batch_size={cfg.batch_size} x max_seq_len={cfg.max_seq_len}'
