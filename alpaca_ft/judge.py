@@ -51,7 +51,7 @@ def verdict_of(
     if None not in choices:
         same = consistent(*choices)
         winner = winner_of(choices[0], 1) if same else 0
-    ended = pair.get('stopped_1', True) and pair.get('stopped_2', True)
+    ended = pair.get('stopped_1', True) and pair.get('stopped_2', True)  # no cut-off: below
     return dict(id=pair['id'], winner=winner, consistent=same, choices=choices,
                 arguments=[reply.get('argument') for reply in replies],
                 errors=[reply['error'] for reply in replies], cut=not ended)
@@ -76,7 +76,7 @@ def _places(choices):
 # %% ../nbs/04_judge.ipynb #047d0c7d
 def win_rates(
     verdicts:list,     # from `judge_pairs`
-)->dict:               # counts; rates with intervals under each tie rule; places; kappa
+)->dict:               # counts (cut answers: below); rates by tie rule; places; kappa
     "Count verdicts with inconsistent pairs left out, as ties, and averaged; failures never rated."
     judged = [v for v in verdicts if v['winner'] is not None]
     same = [v for v in judged if v['consistent']]
