@@ -22,7 +22,7 @@ _all_ = ['best_fit', 'block_facts', 'pack', 'unpack']
 
 # %% ../nbs/00_data.ipynb #04274084
 def load_rows(
-    source, # a .json or .jsonl file, a folder of `datasets`, a hub id, a list of dicts, a Dataset
+    source, # a .json(l) file, a folder saved by `datasets`, a Hugging Face name, dicts, a Dataset
     columns:dict=None, # our names to yours, where they differ: {'instruction': 'question'}
     split:str='train', # which one, where a folder or the hub has several
 ) -> Dataset: # texts `instruction`, `input` ('' for none), `output`; further columns; `row_id`
@@ -49,7 +49,7 @@ def split_rows(
     seed:int=42, # of the shuffle
     drop_duplicates:bool=False, # leave out training rows that ask what an eval row asks
 ) -> tuple: # train, eval
-    "Shuffle and hold out the last `n_eval` rows, as the article does. Twins across are warned of."
+    "Shuffle and hold out the last `n_eval` rows, as the article does. Warns of shared questions."
     n = len(rows)
     if not 0 < n_eval < n:
         raise ValueError(f'n_eval must be from 1 to {n - 1} for {n} rows, found {n_eval}')
@@ -68,10 +68,23 @@ def split_rows(
     return rows.select(train), rows.select(eval)
 
 # %% ../nbs/00_data.ipynb #0f7b1860
-_without = ('Below is an instruction that describes a task. Write a response that appropriately '
-            'completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:')
-_with_input = _without.replace('task.', 'task, paired with an input that provides further context.')
-_with_input = _with_input.replace('### Response:', '### Input:\n{input}\n\n### Response:')
+_without = '''Below is an instruction that describes a task. Write a response that appropriately \
+completes the request.
+
+### Instruction:
+{instruction}
+
+### Response:'''
+_with_input = '''Below is an instruction that describes a task, paired with an input that provides \
+further context. Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:'''
 templates = {'alpaca': (_with_input + '\n', _without + '\n'), 'stanford': (_with_input, _without)}
 
 # %% ../nbs/00_data.ipynb #89e8e3a4
