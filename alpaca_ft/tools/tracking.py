@@ -80,7 +80,8 @@ def tracked(
     # offline runs are written one by one, and are joined by their id when they are sent
     if mode == 'online': how['resume'] = 'allow'
     try: run = wandb.init(id=note.read_text('utf-8').strip(), **how)
-    except wandb.errors.Error as e: raise ValueError(f'wandb_mode={mode!r}: {e}') from e
+    except wandb.errors.Error as e:
+        raise ValueError(f'wandb_mode={mode!r}: {" ".join(str(e).split())}') from e
     run.define_metric('train/global_step')
     run.define_metric('*', step_metric='train/global_step')
     code = 1
