@@ -16,7 +16,7 @@ from nbdev.process import extract_directives
 root = Path(__file__).resolve().parent.parent
 package = 'alpaca_ft'
 lessons = {'data', 'freeze', 'loop', 'validate', 'judge'}
-max_lines = dict(lesson=300, other=300)
+max_lines = dict(lesson=220, other=300)
 max_columns = 100
 
 # What checks and readers may count on, by module
