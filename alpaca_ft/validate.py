@@ -21,7 +21,7 @@ from .tools.tracking import track
 from .data import make_prompt
 from .loop import autocast_for, lm_loss, to_device
 
-_all_ = ['exact_match', 'read_table', 'stop_rates'] # made by a tool page
+_all_ = ['exact_match', 'read_table', 'stop_rates'] # tool pages make these; nbdev exports them too
 
 # %% ../nbs/03_validate.ipynb #9e0fa184
 @contextmanager
@@ -42,7 +42,7 @@ def _bar(desc, progress, things=None, total=None):
 
 # %% ../nbs/03_validate.ipynb #440cd37f
 def evaluate(
-    model, # a causal language model, or the upper part of one for batches with `hidden`
+    model, # a causal language model; its trained part, where batches hold the frozen part's output
     dl, # yields batches that `lm_loss` takes
     precision:str='auto', # as in `fit`: 'fp32', 'bf16', or 'auto': bf16 on a GPU that has it
     progress:bool=True # show a bar where it takes longer than two seconds
@@ -56,6 +56,7 @@ def evaluate(
             total, n_targets, n_right = total + loss.item(), n_targets + n, n_right + right
     if not n_targets: raise ValueError('evaluate: no target in any batch, or no batch')
     loss = total / n_targets
+    # exp of more than 709 is too large a number for Python
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
                 accuracy=int(n_right) / n_targets, n_targets=n_targets)
 
@@ -104,12 +105,8 @@ def generate(
     progress:bool=True # show a bar where it takes longer than two seconds
 )->list: # new text only, in the order of the prompts; with `with_stop` tuples (text, ended by EOS?)
     "Answer all prompts; the next take the places of those done. ValueError names one too long."
-    if isinstance(prompts, str):
-        raise TypeError(f'prompts is one text ({prompts[:40]!r}): expected a list')
-    if not isinstance(bs, (int, np.integer)) or bs < 1:
-        raise ValueError(f'bs={bs!r}: expected a whole number from 1')
     settings = gen_settings(model, max_new_tokens, temperature, top_p, seed)
-    ids, room = prompt_ids(model, tokenizer, list(prompts), template)
+    ids, room = prompt_ids(model, tokenizer, prompts, template)
     room = [min(n, settings['max_new_tokens']) for n in room]
     eos, choose = eos_ids(model, tokenizer), _chooser(settings, len(ids))
     with (eval_mode(model), torch.inference_mode(), autocast_for(model, precision),

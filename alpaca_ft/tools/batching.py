@@ -9,6 +9,7 @@ __all__ = ['left_pad', 'prompt_ids', 'eos_ids', 'answer_all', 'kv_cache_bytes']
 import inspect, os
 from collections import defaultdict
 from functools import lru_cache
+from numbers import Integral
 from types import SimpleNamespace
 
 import torch
@@ -153,6 +154,9 @@ def prompt_ids(
     template:str='alpaca' # as in `make_prompt`
 )->tuple: # token ids of each prompt, and how many tokens have room after it
     "Turn prompts into ids. TypeError or ValueError names one that cannot be answered."
+    if isinstance(prompts, str):
+        raise TypeError(f'prompts is one text ({prompts[:40]!r}): expected a list')
+    prompts = list(prompts)
     for i, prompt in enumerate(prompts):
         if isinstance(prompt, str): continue
         raise TypeError(f'prompts[{i}] is a {type(prompt).__name__}: expected a text')
@@ -194,6 +198,8 @@ def answer_all(
     update=lambda n: None # called after each token: 1 if it ended an answer, else 0; for a bar
 )->tuple: # the new ids of each prompt, and whether an end token closed them
     "Answer all prompts in one moving batch: who is done leaves, the next come in."
+    if not isinstance(bs, Integral) or bs < 1:
+        raise ValueError(f'bs={bs!r}: expected a whole number from 1')
     _check_positions(model.config, ids, room)
     answers, stopped = [[] for _ in ids], [False] * len(ids)
     queue, s = shared_prefixes(ids, n_min=min(8, bs)), None
