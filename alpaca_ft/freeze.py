@@ -27,9 +27,10 @@ _all_ = ['load_model']
 def _is_tied(model): return model.lm_head.weight is model.model.embed_tokens.weight
 
 def _untie(model):
-    "Give the head a tensor of its own, equal to the embedding's, and say so in the config"
+    # give the head a tensor of its own, equal to the embedding's
     model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach().clone())
     model.config.tie_word_embeddings = False
+    # the names that transformers ties when it saves and loads: none now
     model.all_tied_weights_keys = {}
 
 # %% ../nbs/01_freeze.ipynb #edcef125
@@ -43,18 +44,17 @@ def freeze(
     """Freeze the embedding and the first `n_freeze` layers; train the rest, norm and head too.
 
     Frozen weights keep the dtype that `load_model` gave them, trained ones are raised to fp32.
-    `tied`: 'untie' trains a copy of the embedding as the head; 'train' the one tensor, from both
-    ends, so backward runs through all layers; 'freeze' trains neither. Raises TypeError or
-    ValueError, also for a family that `load_model` does not let in."""
+    `tied`: 'untie' trains a copy of the embedding as the head; 'train' the one tensor, so backward
+    runs through all layers; 'freeze' trains neither. Raises TypeError or ValueError."""
     check_family(model.config.to_dict(), type(model).__name__)
-    n_freeze, one = check_n_freeze(n_freeze, len(model.model.layers)), _is_tied(model)
+    n_freeze, is_tied = check_n_freeze(n_freeze, len(model.model.layers)), _is_tied(model)
     if tied not in ('untie', 'train', 'freeze'):
         raise ValueError(f"tied={tied!r}: expected 'untie', 'train' or 'freeze'")
-    if one and tied == 'freeze' and not freeze_embed:
+    if is_tied and tied == 'freeze' and not freeze_embed:
         raise ValueError("tied='freeze' and freeze_embed=False contradict: one tensor is both")
-    if one and tied == 'untie': _untie(model)
+    if is_tied and tied == 'untie': _untie(model)
     parts = [*model.model.layers[n_freeze:], model.model.norm]
-    if not (one and tied == 'freeze'): parts.append(model.lm_head)
+    if not (is_tied and tied == 'freeze'): parts.append(model.lm_head)
     if not freeze_embed: parts.append(model.model.embed_tokens)
     model.requires_grad_(False)
     for p in nn.ModuleList(parts).parameters():
@@ -80,7 +80,7 @@ def _count_frozen(kind, text, n_freeze, freeze_embed, tied):
     return parameter_counts(freeze(model, n_freeze, freeze_embed, tied))
 
 def _counts(hf_config, *choices):
-    "The same, for a configuration, which is left as it is and has no hash of its own"
+    # the same, for a configuration, which is left as it is and has no hash of its own
     return _count_frozen(type(hf_config), hf_config.to_json_string(use_diff=False), *choices)
 
 # %% ../nbs/01_freeze.ipynb #9bc2f134
@@ -92,9 +92,9 @@ def memory_ledger(
     freeze_embed=True,    # as in `freeze`
     tied='untie',         # as in `freeze`
     checkpointing=False,  # with `checkpoint_layers`?
-    fused=True,           # `lm_loss`, which keeps no logits? False: logits for every place
-    n_targets=None,       # targets in the micro-batch; None: every place
-    precision='fp32',     # or 'bf16'; under autocast: 'mixed' (frozen bf16), 'autocast' (all fp32)
+    fused=True,           # `lm_loss`, which keeps no logits? False: logits for all positions
+    n_targets=None,       # targets in the micro-batch; None: all positions
+    precision='fp32',     # 'bf16': all of it; under autocast: 'mixed' (frozen bf16), 'autocast'
     packed=True,          # several documents in a block, so that there is a mask?
     optimizer='adam',     # 'adam', 'adam8bit' or 'sgd'
     trunk=True,           # frozen weights on the device? False: run before (`cache_trunk`)
@@ -102,8 +102,7 @@ def memory_ledger(
 ):                        # dict of bytes, a part each, and their `total`
     """Predict the memory of a training step (bytes), part by part, from the configuration alone.
 
-    `activations` and `logits` are what autograd keeps for backward, `casts` autocast's copies of
-    trained matrices, `workspace` what lives for a moment. Raises TypeError or ValueError."""
+    `casts`: autocast's copies. `workspace`: short-lived. Raises TypeError or ValueError."""
     way = SimpleNamespace(**locals())
     check_counts(bs, max_seq_len, n_targets)
     check_kinds(precision, optimizer)
@@ -118,13 +117,12 @@ def flops_ledger(
     freeze_embed=True,    # as in `freeze`
     tied='untie',         # as in `freeze`
     checkpointing=False,  # with `checkpoint_layers`?
-    n_targets=None,       # places at which the head is computed; None: all
+    n_targets=None,       # positions at which the head is computed; None: all
     trunk=True,           # False: the frozen part was run before (`cache_trunk`)
 ):                        # dict of operations: forward, backward, recomputed, total
     """Predict the operations of one forward and backward pass, from the configuration alone.
 
-    As `FlopCounterMode` counts with eager attention: matrix products only, 2 for a multiply and
-    add, attention over all pairs of positions. Raises TypeError or ValueError."""
+    Matrix products only, 2 for a multiply and add. Raises TypeError or ValueError."""
     way = SimpleNamespace(**locals())
     check_counts(bs, max_seq_len, n_targets)
     counts = _counts(hf_config, n_freeze, freeze_embed, tied)
@@ -137,8 +135,7 @@ def checkpoint_layers(
 ):            # the same model
     """Keep only the input of each layer that backward runs through, and compute its inside again.
 
-    Non-reentrant, and in training mode only. Takes away the hook by which the embedding's output
-    would require a gradient."""
+    Non-reentrant, in training mode only. Removes the hook of `enable_input_require_grads`."""
     model.disable_input_require_grads()
     reached = any(p.requires_grad for p in model.model.embed_tokens.parameters())
     for layer in model.model.layers:
@@ -153,12 +150,10 @@ def run_ledger(
     cfg,        # a `Config`
     **changes,  # fields that differ; keywords of `memory_ledger`; `device`, as 'cuda', if not ours
 ):              # the dict of `memory_ledger`, and under `flops` that of `flops_ledger`
-    """Predict the bytes and operations of one micro-batch of a run.
-
-    Precision by `uses_bf16`, the optimizer of `make_opt`. Raises TypeError or ValueError."""
+    "Predict the bytes and operations of one micro-batch of a run. Raises TypeError or ValueError."
+    # precision by `uses_bf16`, the optimizer of `make_opt`
     memory, flops = ledger_arguments(cfg, **changes)
-    flops = flops_ledger(hf_config, **flops)
-    return memory_ledger(hf_config, **memory) | dict(flops=flops)
+    return memory_ledger(hf_config, **memory) | dict(flops=flops_ledger(hf_config, **flops))
 
 # %% ../nbs/01_freeze.ipynb #465baaa6
 @contextmanager
