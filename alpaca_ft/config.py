@@ -23,7 +23,7 @@ class Config:
     model_id: str = 'small_world'  # 'small_world', 'small_world_tuned', a folder or a hub id
     rows: str|None = None  # file, folder or hub id of the rows; None: the bundled small world's
     n_rows: int|None = None  # use at most so many rows; None: all (small world: 4,000)
-    columns: dict|None = None  # own column names, as {"instruction": "question"}
+    columns: dict|None = None  # own column names, as output=response,input=context
     template: str = 'alpaca'  # prompt format: 'alpaca', 'stanford', or 'chat', the tokenizer's own
     mask_prompt: bool = True  # train on the answers only
     max_seq_len: int = 256  # tokens in a block

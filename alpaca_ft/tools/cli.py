@@ -103,8 +103,16 @@ def sentence(
 
 # %% ../../nbs/tools/cli.ipynb #81c27dd4
 _WORDS = {int: 'a whole number', float: 'a number', bool: 'yes or no',
-          dict: 'JSON, as {"instruction": "question"}'}
+          dict: 'names, as output=response,input=context, or JSON'}
 _YES = dict(yes=True, true=True, no=False, false=False)
+
+def _read_names(text):
+    "A dict from name=name,name=name, or from JSON."
+    if text.lstrip().startswith('{'): return read_json(text)
+    pairs = [part.partition('=') for part in text.split(',')]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    if len(found) == len(pairs) and all(map(all, found.items())): return found
+    raise ValueError
 
 def reader(
     kind # a type, as `int|None`
@@ -112,7 +120,7 @@ def reader(
     "Make the function that reads an option's text; 'None' will do where the type has None"
     kinds = getattr(kind, '__args__', (kind,))
     one = next(k for k in kinds if k is not type(None))
-    read_as = {bool: lambda text: _YES[text.lower()], dict: read_json}.get(one, one)
+    read_as = {bool: lambda text: _YES[text.lower()], dict: _read_names}.get(one, one)
     def read(text):
         if type(None) in kinds and text.lower() == 'none': return None
         try: return read_as(text)
@@ -133,7 +141,7 @@ def options_of(
     return {name: (o.anno, o.default, o.docment or '') for name, o in found.items()}
 
 # %% ../../nbs/tools/cli.ipynb #e482d115
-_METAVARS = {int: 'N', float: 'X', dict: 'JSON', bool: 'yes|no'}
+_METAVARS = {int: 'N', float: 'X', dict: 'NAMES', bool: 'yes|no'}
 
 def _help(kind, default, comment):
     "What --help says of an option"

@@ -12,7 +12,9 @@ from itertools import islice
 from pathlib import Path
 import numpy as np, pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from .json_files import json_entries, value_problem
+from .json_files import value_problem
+from .layouts import SEVERAL, as_row, entries_of, layout_of, row_files
+from .layouts import told, warn_left_out
 from .tables import collect, windows  # noqa: F401
 
 _all_ = ['collect', 'windows'] # where they used to be
@@ -87,54 +89,44 @@ def _no_blocks(names, name):
         raise ValueError(f'{name}: {found}')
 
 # %% ../../nbs/tools/rows.ipynb #0f80ebc5
+def _refuse_rows(name, problems, n_rows):
+    "Raise one ValueError for all (place, problem); what is wrong with each row is said once."
+    texts = {text for _, text in problems}
+    if len(problems) == n_rows > 1 and len(texts) == 1:
+        raise ValueError(f'{name}, each of {n_rows} rows: {texts.pop()}')
+    if len(problems) > 1 and all(text.endswith(SEVERAL) for text in texts):
+        first, n = ' '.join(problems[0]), len(problems)
+        raise ValueError(f'{name}: {n} of {n_rows} rows hold several exchanges; the first: {first}')
+    refuse(name, [f'{name}, {place}: {text}' for place, text in problems])
+
 def check_rows(
-    entries, # (line in the file or None, row, problem or None) of each
+    entries, # (line in the file, a text that says where, or None; row; problem or None) of each
     name:str, # where they are from, in errors
     columns:dict, # your names to ours
 ): # yields dicts: `input` is always a text, `row_id` the row's number, from 0 or its own
-    "Check rows one by one. ValueError at the end, if any was wrong."
-    problems, keys = [], None
-    for n, (line, row, problem) in enumerate(entries):
+    "Check rows one by one, each in our layout. ValueError at the end, if any was wrong."
+    problems, keys, layouts, n_rows = [], None, {}, 0
+    for line, row, problem in entries:
+        n, n_rows = n_rows, n_rows + 1
         if isinstance(row, dict):
-            yours, row = row, {columns.get(k, k): v for k, v in row.items()}
-            if len(row) < len(yours):
-                problem = f'columns gives two fields the same name, found {sorted(yours)}'
-            if keys is None:
-                keys = set(row)
-                _no_blocks(keys, name)
             if _is_number(row.get('row_id')): n = int(row['row_id'])
+            try: row, layout = as_row(row, columns)
+            except ValueError as e: problem = problem or str(e)
+            else: layouts[layout] = True
+        if keys is None and isinstance(row, dict) and not problem:
+            keys = set(row)
+            _no_blocks(keys, name)
         found = [problem] if problem else _row_problems(row, keys or set())
-        where = f'row {n}' if line is None else f'row {n} (line {line})'
-        problems += [f'{name}, {where}: {p}' for p in found]
+        where = f'line {line}' if isinstance(line, int) else line
+        place = f'row {n} ({where})' if where else f'row {n}'
+        problems += [(place, text) for text in found]
         if found: continue
         has_input = (row.get('input') or '').strip()
         yield row | dict(input=row['input'] if has_input else '', row_id=n)
-    refuse(name, problems)
+    _refuse_rows(name, problems, n_rows)
     if keys is None: raise ValueError(f'{name}: is empty, found no row')
+    for said in filter(None, map(told, layouts)): warnings.warn(f'{name}: {said}')
 
-# %% ../../nbs/tools/rows.ipynb #fb936d2b
-def _texts_in(x):
-    "All texts within a value, however deep."
-    if isinstance(x, str): yield x
-    elif isinstance(x, dict): yield from _texts_in([*x.values()])
-    elif isinstance(x, list):
-        for value in x: yield from _texts_in(value)
-
-def _warn_left_out(
-    ds:Dataset, # checked rows
-    name:str, # where they are from
-):
-    "Warn of columns with texts of more than a word that stand in no prompt and no answer."
-    some = ds.with_format(None).select(range(min(len(ds), 1000))).to_list()
-    def is_left_out(k):
-        for row in some:
-            if any(len(t.split()) > 1 and row['output'] not in t for t in _texts_in(row[k])):
-                return True
-    left = [k for k in ds.column_names if k not in (*_texts, 'row_id') and is_left_out(k)]
-    if not left: return
-    said = f"{name}: no prompt holds {', '.join(map(repr, left))}"
-    if not any(row['input'] for row in some): said += f"; columns={{'input': {left[0]!r}}} uses it"
-    warnings.warn(said)
 
 # %% ../../nbs/tools/rows.ipynb #4e1d0d89
 def _first(n, fails): return bisect_left(range(n), True, key=fails)
@@ -194,7 +186,7 @@ def to_dataset(
     _refuse_twins(table['row_id'].to_numpy(), name)
     # a fingerprint given, since datasets would copy all rows to make one up
     ds = Dataset(table, fingerprint=uuid.uuid4().hex)
-    _warn_left_out(ds, name)
+    warn_left_out(ds, name)
     return ds
 
 # %% ../../nbs/tools/rows.ipynb #879369f3
@@ -212,16 +204,24 @@ def _numbered(ds):
     return whole.add_column('row_id', of_table).select(places)
 
 def check_dataset(
-    ds:Dataset, # rows
+    ds, # rows as a `Dataset`, or entries of files
     name:str, # where they are from, in errors
     columns:dict, # your names to ours
 ) -> Dataset: # the same, `input` always a text, `row_id` the row's number
-    "The same checks for rows that are a `Dataset` already."
+    "The same checks for what `open_rows` gives."
+    if not isinstance(ds, Dataset): return to_dataset(check_rows(ds, name, columns), name)
     ds = ds.with_format(None)
     taken = [k for k, ours in columns.items() if k in ds.column_names and ours in ds.column_names]
     if taken: raise ValueError(f'{name}: columns gives two fields the same name, found {taken}')
-    ds = ds.rename_columns({k: v for k, v in columns.items() if k in ds.column_names})
-    _no_blocks(ds.column_names, name)
+    names = [columns.get(k, k) for k in ds.column_names]
+    layout, turns, renamed = layout_of(names) or (None, None, {})
+    if turns:      # each row is written anew
+        entries = ((None, row, None) for row in ds)
+        return to_dataset(check_rows(entries, name, columns), name)
+    names = [renamed.get(k, k) for k in names]
+    ds = ds.rename_columns(dict(zip(ds.column_names, names)))
+    _no_blocks(names, name)
+    if said := told(layout): warnings.warn(f'{name}: {said}')
     checked = ds.select_columns([k for k in (*_texts, 'row_id') if k in ds.column_names])
     entries = ((None, row, None) for row in checked)
     inputs = [row['input'] for row in check_rows(entries, name, {})]
@@ -230,18 +230,19 @@ def check_dataset(
     if given != inputs: ds = ds.add_column('input', inputs)
     if 'row_id' not in ds.column_names: ds = _numbered(ds)
     else: _refuse_twins(ds.select_columns('row_id').with_format('numpy')['row_id'][:], name)
-    _warn_left_out(ds, name)
+    warn_left_out(ds, name)
     return ds
 
 # %% ../../nbs/tools/rows.ipynb #277691b6
 def read_rows(
-    path, # a .json or .jsonl file
+    path, # a file; names with commas between them; a pattern
     columns:dict={}, # your names to ours
 ) -> Dataset: # checked rows
-    "Read rows from a file. ValueError names each wrong row and its line; FileNotFoundError."
-    path = Path(path).expanduser()
-    if not path.exists(): raise FileNotFoundError(f'rows: no file {str(path)!r}')
-    return to_dataset(check_rows(json_entries(path), path.name, columns), path.name)
+    "Read rows from files. ValueError names each wrong row and its line; FileNotFoundError."
+    files = row_files(path)
+    if not files: raise FileNotFoundError(f'rows: no file {str(path)!r}')
+    name = files[0].name if len(files) == 1 else str(path)
+    return to_dataset(check_rows(entries_of(files), name, columns), name)
 
 def _cause(e):
     "What a library says of its failure, as one sentence: what lies behind its general words."
@@ -250,21 +251,28 @@ def _cause(e):
     said = ' '.join(str(e).removeprefix(general).split()) or type(e).__name__
     return said if len(said) <= 300 else said[:297] + '...'
 
+def _files_here(path, split):
+    "Files that are read here; none where `datasets` or the hub made the folder."
+    made = 'README.md', 'state.json', 'dataset_dict.json'
+    if any((path/name).exists() for name in made): return []
+    files = row_files(path, split)
+    only_parquet = all(file.suffix == '.parquet' for file in files)
+    return [] if path.is_dir() and only_parquet else files
+
 def _load(path, source, split):
     "A folder that `datasets` wrote, a hub's data set that was downloaded, or a hub id."
     if not path.is_dir(): return load_dataset(str(source), split=split)
-    # any other folder is not searched: it might hold files that are no rows, or somebody else's
     of_hub = (path/'README.md').exists() or any(path.rglob('*.parquet'))
     return load_dataset(str(path), split=split) if of_hub else load_from_disk(str(path))
 
 def open_rows(
-    source, # a folder written by `datasets`, a downloaded one of the hub, or a hub id
+    source, # files, a folder of them, one written by `datasets` or of the hub, or a hub id
     split:str='train', # which one, where there are several
-) -> Dataset: # rows, not checked yet
-    "Open a folder, or download from the Hugging Face hub. ValueError, FileNotFoundError."
+): # rows, not checked yet: a `Dataset`, or (where, row, problem) of each where files are read
+    "Open files or a folder, or download from the Hugging Face hub. ValueError, FileNotFoundError."
     path = Path(source).expanduser()
-    if path.is_file():
-        raise ValueError(f'rows: the file must end in .json or .jsonl, found {path.name!r}')
+    files = _files_here(path, split) if path.is_dir() else row_files(source, split)
+    if files: return entries_of(files)
     try: ds = _load(path, source, split)
     except MemoryError: raise
     except Exception as e:   # a library that reads what others wrote raises anything
