@@ -62,8 +62,8 @@ def split_rows(
     same = {i for i in train if asked[i] in asked_in_eval}
     if drop_duplicates: train = [i for i in train if i not in same]
     elif same:
-        warnings.warn(f'{len(same)} training rows ask what an eval row asks, and flatter its '
-                      'figures: take them out, or split with drop_duplicates=True')
+        warnings.warn(f'{len(same)} training rows ask what an eval row asks, so the eval scores '
+                      'will look too good: take them out, or split with drop_duplicates=True')
     if not train: raise ValueError(f'split_rows: all {len(same)} ask what an eval row asks')
     return rows.select(train), rows.select(eval)
 
