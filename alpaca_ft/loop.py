@@ -112,15 +112,15 @@ def fit(
     _, n_steps = count_steps(len(train_dl), cfg)
     opt = make_opt(model, cfg)
     saver = Checkpointer(out, model, opt, train_dl, cfg, every=save_every)
-    history = History(saver.start(resume))
+    history = History(saver.start(resume))  # its length is the number of steps taken
     bar = tqdm(desc='train', total=n_steps, initial=len(history), disable=not progress)
-    run, ctrl_c = saver.running(), finish_step_on_ctrl_c(out is not None)
+    run, ctrl_c = saver.running(), finish_step_on_ctrl_c(out is not None)  # may be stopped
     with run, bar, explain_oom(model, cfg), ctrl_c as stop:
         opt.zero_grad()
         since = time.perf_counter()
         for epoch, ends_epoch, batches in step_batches(train_dl, cfg, first=len(history)):
             step, total, losses = len(history) + 1, Accuracy(), []
-            torch.manual_seed(cfg.seed + step)
+            torch.manual_seed(cfg.seed + step)  # a resumed run draws the same numbers
             model.train()
             lr = cfg.lr * lr_factor(step - 1, n_steps, cfg.warmup)
             for group in opt.param_groups: group['lr'] = lr
@@ -131,7 +131,7 @@ def fit(
                 losses.append(loss.detach())
                 total.add(n_right, n_targets, losses[-1])
             check_grads(model)
-            scale_grads(params, 1 / max(total.n_targets, 1))
+            scale_grads(params, 1 / max(total.n_targets, 1))  # divided once, then clipped
             norm = torch.nn.utils.clip_grad_norm_(params, cfg.max_grad_norm or math.inf)
             *losses, grad_norm = torch.stack([*losses, norm]).tolist() # here Python waits for a GPU
             bad = [b for b, loss in zip(batches, losses) if not math.isfinite(loss)]
@@ -139,7 +139,7 @@ def fit(
             check_finite(grad_norm, 'norm of the gradient', step, batches, out)
             if total.n_targets: opt.step()
             opt.zero_grad()
-            if norm.is_cuda: torch.cuda.synchronize(norm.device)
+            if norm.is_cuda: torch.cuda.synchronize(norm.device)  # to time a whole step
             history.append(dict(step=step, epoch=epoch, loss=total.loss(), accuracy=total.compute(),
                 grad_norm=grad_norm, lr=lr, n_targets=total.n_targets,
                 n_tokens=sum(b['labels'].numel() for b in batches),
