@@ -21,7 +21,8 @@ from .tools.json_files import read_json, value_problem
 class Config:
     "All that decides a run, in the article's names; a wrong value is refused by its field's name."
     model_id: str = 'small_world'  # 'small_world', 'small_world_tuned', a folder or a hub id
-    rows: str|None = None  # file, folder or hub id of the rows; None: the bundled small world's
+    rows: str|None = None  # file, a.csv,b.csv, folder or hub id; None: the bundled small world's
+    eval_rows: str|None = None  # file of the rows to hold out; None: a part of `rows` is held out
     n_rows: int|None = None  # use at most so many rows; None: all (small world: 4,000)
     columns: dict|None = None  # own column names, as output=response,input=context
     template: str = 'alpaca'  # prompt format: 'alpaca', 'stanford', or 'chat', the tokenizer's own
@@ -68,7 +69,7 @@ class Config:
 def _as_python(name, v):
     "NumPy's numbers as Python's, which a file can keep; `~` as the home folder."
     if type(v).__module__ == 'numpy' and hasattr(v, 'item'): v = v.item() if v.ndim == 0 else v
-    if name not in ('model_id', 'rows', 'out'): return v
+    if name not in ('model_id', 'rows', 'eval_rows', 'out'): return v
     if isinstance(v, os.PathLike): v = os.fspath(v)
     return os.path.expanduser(v) if isinstance(v, str) else v
 
@@ -111,7 +112,7 @@ _warmth = (lambda v: v == 0 or 1e-6 <= v), '0 (greedy), or at least 0.000001'
 _places = (lambda v: 2 <= v <= 2**20), 'from 2 to 1048576'
 
 _LIMITS = dict(
-    model_id=_text, columns=_columns, wandb_project=_project, rows=_text,
+    model_id=_text, columns=_columns, wandb_project=_project, rows=_text, eval_rows=_text,
     n_rows=_at_least(2), template=_text, max_seq_len=_places,
     batch_size=_at_least(1), gradient_accumulation_steps=_at_least(1), epochs=_at_least(1),
     lr=_positive, mom=_share, sqr_mom=_share, eps=_positive, weight_decay=_at_least(0),

@@ -19,6 +19,17 @@ from .tools.tracking import tracked
 _all_ = ['run_command']
 
 # %% ../nbs/command/finetune.ipynb #139ef41b
+def _held_out(rows, train_rows, cfg):
+    "The first `n_eval` of one's own held-out rows; say how many of them the training rows ask too"
+    from alpaca_ft.tools.answers import leaks
+    n = cfg.n_eval or len(rows)
+    if n > len(rows): raise ValueError(f'{cfg.eval_rows}: has {len(rows)} rows, n_eval is {n}')
+    rows = rows.select(range(n))
+    if leaked := leaks(train_rows, rows):
+        first = f'row {leaked[0]["eval"]} is row {leaked[0]["train"]} of {cfg.rows}'
+        warnings.warn(f'{cfg.eval_rows}: {len(leaked)} of {n} rows are trained on too: {first}')
+    return rows
+
 def get_rows(
     cfg # `Config`
 ): # train rows, eval rows, is the truth known?
@@ -26,12 +37,15 @@ def get_rows(
     from alpaca_ft.data import load_rows, split_rows
     from alpaca_ft.small_world import make_rows
     if cfg.rows is None:
+        if cfg.eval_rows: raise ValueError('eval_rows: the small world has its own; give rows too')
         train_rows = make_rows(cfg.n_rows or 4000, seed=cfg.seed)
         return train_rows, make_rows(cfg.n_eval or 500, seed=cfg.seed, split='eval'), True
     rows = load_rows(cfg.rows, columns=cfg.columns)
     if cfg.n_rows and cfg.n_rows < len(rows):
         warnings.warn(f'{cfg.rows}: {cfg.n_rows:,} of {len(rows):,} rows are used (n_rows)')
         rows = rows.shuffle(seed=cfg.seed).select(range(cfg.n_rows))
+    if cfg.eval_rows:
+        return rows, _held_out(load_rows(cfg.eval_rows, columns=cfg.columns), rows, cfg), False
     n_eval = cfg.n_eval or min(1000, max(1, len(rows) // 10))
     if n_eval >= len(rows):
         raise ValueError(f'{cfg.rows}: with {len(rows)} in all, rows are too few to hold out '
@@ -243,7 +257,7 @@ def _in_folder(cfg, out, start):
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {
-    'rows': 'rows n_rows n_eval columns template mask_prompt max_seq_len',
+    'rows': 'rows eval_rows n_rows n_eval columns template mask_prompt max_seq_len',
     'model': 'model_id n_freeze freeze_embed tied precision attention '
              'gradient_checkpointing',
     'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
