@@ -50,7 +50,7 @@ def verdict_of(
     same = winner = None  # a failure in either order: no verdict
     if None not in choices:
         same = consistent(*choices)
-        winner = winner_of(choices[0], 1) if same else 0
+        winner = winner_of(choices[0], 1) if same else 0  # `consistent` tells this 0 from a tie
     ended = pair.get('stopped_1', True) and pair.get('stopped_2', True)  # no cut-off: below
     return dict(id=pair['id'], winner=winner, consistent=same, choices=choices,
                 arguments=[reply.get('argument') for reply in replies],
