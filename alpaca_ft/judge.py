@@ -177,13 +177,6 @@ def estimate(
     "Estimate what judging the pairs will take, before the first call."
     return estimate_jobs(_jobs(pairs, model, options), stored_answers(out), price, n_out)
 
-def _afford(cost, max_cost):
-    if cost['cost'] is None:
-        raise ValueError('max_cost needs a price: dollars for a million tokens, (in, out)')
-    if cost['cost'] > max_cost:
-        raise ValueError(f'max_cost is ${max_cost:.2f}: {cost["n_asked"]} answers cost about '
-                         f'${cost["cost"]:.2f}')
-
 # %% ../nbs/04_judge.ipynb #77c45e52
 def judge_pairs(
     pairs:list,        # dicts of `id`, `instruction`, `answer_1`, `answer_2`
@@ -195,16 +188,16 @@ def judge_pairs(
     n_tries=5,         # how often to ask before a failure is reported
     timeout=60.,       # seconds without a sign of life
     price=None,        # dollars for a million tokens sent, and received: (in, out)
-    max_cost=None,     # refuse to begin where the estimate is dearer
+    max_cost=None,     # dollars: what would cost more is not begun, and ends where it does
     progress=None,     # a bar? None: only at a terminal; False: no bar, and no estimate either
     announce=print,    # told the estimate, one line, before the first question; None: nobody is
     **options,         # more of the request: `ask_by='words'`, `temperature`, `seed`, ...
 )->list:               # a dict each: `id`, `winner`, `consistent`, ... as `verdict_of` gives it
     "Judge every pair in both orders, asking only what the file does not hold."
     check_pairs(pairs)
-    if max_cost is not None: _afford(estimate(pairs, model, out, price, **options), max_cost)
     jobs, client = _jobs(pairs, model, options), make_client(base_url, api_key, timeout)
-    answers = ask_all(jobs, read_choice, client, out, n_workers, n_tries, price, progress, announce)
+    answers = ask_all(jobs, read_choice, client, out, n_workers, n_tries, price, progress, announce,
+                      max_cost)
     said = [answers[job['key']] for job in jobs]
     names = {answer['model'] for answer in said} - {None}
     if len(names) > 1: warnings.warn(f'the judge changed its name on the way: {sorted(names)}')

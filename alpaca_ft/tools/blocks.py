@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plot_lengths', 'plot_tokens', 'token_boxes', 'plot_places', 'plot_rows', 'plot_looks', 'show_block', 'browse_blocks',
-           'steps_html', 'browse_steps']
+           'steps_html']
 
 # %% ../../nbs/tools/blocks.ipynb #e10a5b02
 import html
@@ -262,26 +262,3 @@ def steps_html(
         cells = ''.join(f'<td>{cell}</td>' for cell in cells)
         lines.append(f'<tr style="vertical-align:top;text-align:left">{cells}</tr>')
     return f'<table>{"".join(lines)}</table>'
-
-# %% ../../nbs/tools/blocks.ipynb #42c5cbfe
-def browse_steps(
-    records:list, # answers of several steps, as in `steps_html`
-): # a widget; the static form is `steps_html`
-    "Go from step to step of one prompt with arrows, as in the article's table."
-    import ipywidgets as W
-    labels = {r['row_id']: _asked(r)[:60].replace('\n', ' ') for r in records}
-    steps = sorted({r['step'] for r in records})
-    which = W.Dropdown(options=[(labels[i], i) for i in labels], description='prompt')
-    step = W.SelectionSlider(options=steps, description='step')
-    left, right, view = W.Button(description='←'), W.Button(description='→'), W.HTML()
-    def move(by):
-        place = steps.index(step.value) + by
-        step.value = steps[min(max(place, 0), len(steps) - 1)]
-    def draw(_=None):
-        chosen = which.value, step.value
-        view.value = steps_html([r for r in records if (r['row_id'], r['step']) == chosen])
-    left.on_click(lambda _: move(-1))
-    right.on_click(lambda _: move(1))
-    for widget in (which, step): widget.observe(draw, 'value')
-    draw()
-    return W.VBox([which, W.HBox([left, step, right]), view])
