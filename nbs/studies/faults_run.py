@@ -1,6 +1,6 @@
 """Break a small run of the command in one of the ways of `faults.ipynb`; print a line of JSON each.
 
-    python nbs/studies/faults_run.py KIND [KIND ..] [--n 50] [--seed 0]
+    python nbs/studies/faults_run.py KIND [KIND ..] [--n N] [--seed 0]
 
 Kinds: kills, disks, spoiled, twice, trackers, secrets; soak, alone: half an hour of trainings in
 one process. A run is the whole command, in a process of
@@ -234,24 +234,26 @@ def soak(seconds=1800):
 
 KINDS = dict(kills=kills, disks=disks, spoiled=spoiled, twice=twice, trackers=trackers,
              secrets=secrets)
+# How often, where nobody says
+TIMES = dict(kills=50, disks=12, spoiled=50, twice=6, trackers=2, secrets=2)
 
 
-def study(kinds, n, seed=0):
-    "Break runs in these ways, `n` times each -> records."
+def study(kinds, n=None, seed=0):
+    "Break runs in these ways, `n` times each (None: as in `TIMES`) -> records."
     with tempfile.TemporaryDirectory() as td:
         folder, began = Path(td), time.monotonic()
         code, said = run(folder/'alone')
         assert code == 0, said
         alone, seconds = result(folder/'alone'), time.monotonic() - began
         for kind in kinds:
-            for one in KINDS[kind](alone, seconds, n, seed, folder):
+            for one in KINDS[kind](alone, seconds, n or TIMES[kind], seed, folder):
                 yield one
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('kinds', nargs='+', choices=[*KINDS, 'soak'])
-    parser.add_argument('--n', type=int, default=50)
+    parser.add_argument('--n', type=int)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     lines = soak() if args.kinds == ['soak'] else study(args.kinds, args.n, args.seed)
