@@ -7,19 +7,13 @@ __all__ = ['freeze', 'count_params', 'memory_ledger', 'flops_ledger', 'checkpoin
            'load_model']
 
 # %% ../nbs/01_freeze.ipynb #6d34340d
-import json
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import lru_cache, partial
-from types import SimpleNamespace
+from functools import partial
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
-from .tools.fitting import oom_advice, ran_out_of_memory
-from .tools.ledger import check_counts, check_kinds, ledger_arguments, model_sizes
-from .tools.ledger import parameter_counts, step_bytes, step_operations
-from .tools.load import check_family, check_n_freeze, load_model, uses_bf16
+from .tools.fitting import advising
+from .tools.ledger import ledger_arguments, predicted_bytes, predicted_operations
+from .tools.load import check_family, check_n_freeze, load_model
 
 _all_ = ['load_model']
 
@@ -71,18 +65,6 @@ def count_params(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f'Total params: {total/1e6:.2f}M, Trainable: {trained/1e6:.2f}M'
 
-# %% ../nbs/01_freeze.ipynb #a032f535
-@lru_cache(256)
-def _count_frozen(kind, text, n_freeze, freeze_embed, tied):
-    "Count what `freeze` leaves to train in a model of this configuration (class, JSON)"
-    with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(kind.from_dict(json.loads(text)))
-    return parameter_counts(freeze(model, n_freeze, freeze_embed, tied))
-
-def _counts(hf_config, *choices):
-    # the same, for a configuration, which is left as it is and has no hash of its own
-    return _count_frozen(type(hf_config), hf_config.to_json_string(use_diff=False), *choices)
-
 # %% ../nbs/01_freeze.ipynb #9bc2f134
 def memory_ledger(
     hf_config,            # the model's configuration, as `AutoConfig.from_pretrained` gives it
@@ -103,10 +85,7 @@ def memory_ledger(
     """Predict the memory of a training step (bytes), part by part, from the configuration alone.
 
     `casts`: autocast's copies. `workspace`: short-lived. Raises TypeError or ValueError."""
-    way = SimpleNamespace(**locals())
-    check_counts(bs, max_seq_len, n_targets)
-    check_kinds(precision, optimizer)
-    return step_bytes(model_sizes(hf_config), _counts(hf_config, n_freeze, freeze_embed, tied), way)
+    return predicted_bytes(freeze, **locals())
 
 # %% ../nbs/01_freeze.ipynb #685b29b8
 def flops_ledger(
@@ -123,10 +102,7 @@ def flops_ledger(
     """Predict the operations of one forward and backward pass, from the configuration alone.
 
     Matrix products only, 2 for a multiply and add. Raises TypeError or ValueError."""
-    way = SimpleNamespace(**locals())
-    check_counts(bs, max_seq_len, n_targets)
-    counts = _counts(hf_config, n_freeze, freeze_embed, tied)
-    return step_operations(model_sizes(hf_config), counts, way)
+    return predicted_operations(freeze, **locals())
 
 # %% ../nbs/01_freeze.ipynb #dc1b45da
 def checkpoint_layers(
@@ -156,19 +132,9 @@ def run_ledger(
     return memory_ledger(hf_config, **memory) | dict(flops=flops_ledger(hf_config, **flops))
 
 # %% ../nbs/01_freeze.ipynb #465baaa6
-@contextmanager
 def explain_oom(
     model,  # the one that is trained
     cfg,    # `Config` of its run
-):
+):          # a context manager
     "Turn out-of-memory into a MemoryError that says what would have fitted."
-    try: yield
-    except Exception as e:
-        if not ran_out_of_memory(e) or ran_out_of_memory(e.__cause__): raise  # explained already
-        run = replace(cfg, precision='bf16' if uses_bf16(model.device, cfg.precision) else 'fp32')
-        there = model.device.type
-        def n_bytes(**change): return run_ledger(model.config, run, device=there, **change)['total']
-        try: advice = oom_advice(run, model.config.num_hidden_layers, n_bytes)
-        except Exception:  # a model that the ledger does not know must not hide the error
-            advice = f'out of memory: batch_size={cfg.batch_size} x max_seq_len={cfg.max_seq_len}'
-        raise MemoryError(advice) from e
+    return advising(model, cfg, run_ledger)
