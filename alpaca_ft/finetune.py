@@ -76,7 +76,7 @@ def tune(
 ): # history of `fit`
     "Train; the frozen part is put away, and comes back to answer at each validation"
     from alpaca_ft.loop import fit
-    from alpaca_ft.results.plan import timed
+    from alpaca_ft.results.cost import timed
     from alpaca_ft.tools.answers import forget_from
     from alpaca_ft.tools.load import bring_back, put_away
     from alpaca_ft.validate import validate
@@ -124,7 +124,7 @@ def run(
     judge_url=None # where the judge is asked
 ): # the report
     "Measure, tune, measure again, judge, and write all of it down"
-    from alpaca_ft.results.plan import spent, timed
+    from alpaca_ft.results.cost import spent, timed
     from alpaca_ft.results.report import card_figures
     from alpaca_ft.results.save import save_model
     times = {}

@@ -145,7 +145,7 @@ def check_room(
     cfg, ready # settled `Config`, and what `prepare` gave
 ):
     "OSError where less is free on the disk than the run may need."
-    from alpaca_ft.results.plan import cache_size, disk_bytes, free_bytes, size_text
+    from alpaca_ft.results.cost import cache_size, disk_bytes, free_bytes, size_text
     need = sum(disk_bytes(cfg, ready.model))
     if cfg.trunk == 'yes': need += cache_size(cfg, ready)
     parts = [Path(cfg.out, name) for name in ('checkpoints', 'trunk')]
