@@ -16,31 +16,31 @@ from torch.utils.data import DataLoader
 from .tools.packing import BatchOrder, best_fit, block_facts, check_blocks
 from .tools.packing import document_starts, pack, to_tensors, unpack
 from .tools.prompts import chat_prompt, encode_many, encode_texts
-from .tools.rows import check_dataset, check_rows, open_rows, read_rows, to_dataset
+from .tools.rows import check_dataset, open_rows
 
 _all_ = ['best_fit', 'block_facts', 'pack', 'unpack']
 
 # %% ../nbs/00_data.ipynb #04274084
 def load_rows(
-    source, # a .json(l) file, a folder saved by `datasets`, a Hugging Face name, dicts, a Dataset
+    source, # file(s), a folder of them or of `datasets`, a Hugging Face name, dicts, a Dataset
     columns:dict=None, # our names to yours, where they differ: {'instruction': 'question'}
     split:str='train', # which one, where a folder or the hub has several
 ) -> Dataset: # texts `instruction`, `input` ('' for none), `output`; further columns; `row_id`
+    subset:str=None, # of a data set on the hub that has several
+    revision:str=None, # of it: a branch, tag or commit
+    notes=None, # `Notes`: wrong rows may be left out; None: warnings tell what was met
     "Load rows, number them, check each. ValueError names file, row, line, field, what was found."
     ours, columns = ['instruction', 'input', 'output'], columns or {}
     yours = {name: k for k, name in columns.items() if isinstance(name, str)}
     if not {*columns} <= {*ours} or len(yours) < len(columns):
         found = f'each as another text, found {columns}'
         raise ValueError(f'columns: must name some of {ours}, {found}')
-    if isinstance(source, Dataset): return check_dataset(source, 'rows', yours)
+    if isinstance(source, Dataset): return check_dataset(source, 'rows', yours, notes)
     if isinstance(source, (list, tuple)):
-        entries = ((None, row, None) for row in source)
-        return to_dataset(check_rows(entries, 'rows', yours), 'rows')
+        return check_dataset([(None, row, None) for row in source], 'rows', yours, notes)
     path = Path(source).expanduser()
-    is_file = path.suffix.lower() in ('.json', '.jsonl') and not path.is_dir()
-    if is_file: return read_rows(path, yours)
-    name = path.name if path.exists() else str(source)
-    return check_dataset(open_rows(path if path.exists() else source, split), name, yours)
+    found = open_rows(path if path.exists() else source, split, subset, revision, notes)
+    return check_dataset(found, path.name if path.exists() else str(source), yours, notes)
 
 # %% ../nbs/00_data.ipynb #0349f892
 def split_rows(
