@@ -25,10 +25,10 @@ def load_rows(
     source, # file(s), a folder of them or of `datasets`, a Hugging Face name, dicts, a Dataset
     columns:dict=None, # our names to yours, where they differ: {'instruction': 'question'}
     split:str='train', # which one, where a folder or the hub has several
-) -> Dataset: # texts `instruction`, `input` ('' for none), `output`; further columns; `row_id`
     subset:str=None, # of a data set on the hub that has several
     revision:str=None, # of it: a branch, tag or commit
     notes=None, # `Notes`: wrong rows may be left out; None: warnings tell what was met
+) -> Dataset: # texts `instruction`, `input` ('' for none), `output`; further columns; `row_id`
     "Load rows, number them, check each. ValueError names file, row, line, field, what was found."
     ours, columns = ['instruction', 'input', 'output'], columns or {}
     yours = {name: k for k, name in columns.items() if isinstance(name, str)}
