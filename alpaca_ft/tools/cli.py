@@ -120,7 +120,7 @@ def reader(
     "Make the function that reads an option's text; 'None' will do where the type has None"
     kinds = getattr(kind, '__args__', (kind,))
     one = next(k for k in kinds if k is not type(None))
-    read_as = {bool: lambda text: _YES[text.lower()], dict: _read_names}.get(one, one)
+    read_as = {bool: lambda text: _YES[text.lower()], dict: _read_names, list: str}.get(one, one)
     def read(text):
         if type(None) in kinds and text.lower() == 'none': return None
         try: return read_as(text)
@@ -141,7 +141,7 @@ def options_of(
     return {name: (o.anno, o.default, o.docment or '') for name, o in found.items()}
 
 # %% ../../nbs/tools/cli.ipynb #e482d115
-_METAVARS = {int: 'N', float: 'X', dict: 'NAMES', bool: 'yes|no'}
+_METAVARS = {int: 'N', float: 'X', dict: 'NAMES', bool: 'yes|no', list: 'NAME=VALUE'}
 
 def _help(kind, default, comment):
     "What --help says of an option"
@@ -154,6 +154,7 @@ def _add_option(group, name, kind, how, alias):
     "Add --name, and --no-name where it is yes or no"
     first = getattr(kind, '__args__', (kind,))[0]
     if kind is bool: how = how | dict(nargs='?', const=True)
+    if kind is list: how = how | dict(action='append')  # may be given several times
     flags = [alias, f'--{name}'] if alias else [f'--{name}']
     group.add_argument(*flags, dest=name, metavar=_METAVARS.get(first, 'TEXT'), **how)
     if kind is not bool: return
