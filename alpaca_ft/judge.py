@@ -12,6 +12,7 @@ from collections import Counter
 
 from .tools.asking import (ask_all, estimate_jobs, generate_openai, request_key,
                                     stored_answers)
+from .tools.dialects import with_options
 from .tools.pairs import check_pairs, make_pairs
 from .tools.rates import kappa, luck, mean_of, rate_of, rate_rows, rates_line, wilson
 from .tools.service import make_client, read_choice
@@ -146,8 +147,8 @@ def judge_request(
     user = dict(role='user', content=fenced(pair['instruction'], *shown))
     ours = dict(temperature=0., max_tokens=512)
     if ask_by == 'tools': ours |= dict(tools=[MAKE_CHOICE], tool_choice=CALL_IT)
-    given = {name: value for name, value in (ours | options).items() if value is not None}
-    return dict(model=model, messages=[dict(role='system', content=SYSTEM), user]) | given
+    messages = [dict(role='system', content=SYSTEM), user]
+    return dict(model=model, messages=messages) | with_options(ours, options)
 
 # %% ../nbs/04_judge.ipynb #edfb1226
 def judge_job(

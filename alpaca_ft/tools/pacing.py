@@ -6,9 +6,38 @@
 __all__ = ['Pace']
 
 # %% ../../nbs/tools/pacing.ipynb #pa000001
-import json, random, threading, time
+import json, random, re, threading, time
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 
-from .service import BUSY
+# %% ../../nbs/tools/pacing.ipynb #pa20w002
+# a service that says so wants to be asked more slowly
+BUSY = 'http_429', 'http_503', 'http_529'
+
+def _seconds_until(date):
+    "Seconds from now to a date of the mail format; TypeError or ValueError where it is none."
+    return (parsedate_to_datetime(date) - datetime.now(timezone.utc)).total_seconds()
+
+def retry_after(headers):
+    "Seconds that the server asks to wait, or None."
+    for name, unit in (('retry-after-ms', .001), ('retry-after', 1.)):
+        value = headers.get(name)
+        if value is None: continue
+        try: seconds = float(value)*unit
+        except ValueError:
+            try: seconds = _seconds_until(value)
+            except (ValueError, TypeError): continue
+        return max(0., seconds) if seconds == seconds else None
+
+_UNITS = dict(ms=.001, mil=.001, s=1, sec=1, m=60, min=60, h=3600, hou=3600)
+_SPAN = r'([\d.]*\d)\s*(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hours?)(?![a-z])'
+_COME_BACK = re.compile(rf'(?:again|retry|wait|available|reset)\D{{0,40}}((?:{_SPAN}\W*)+)', re.I)
+
+def wait_in_words(text):
+    "Seconds that a text asks to wait, such as 'try again in 1m12.5s', or None"
+    found = _COME_BACK.search(text)
+    spans = re.findall(_SPAN, found[1].lower() if found else '')
+    return sum(float(n)*_UNITS[unit[:3]] for n, unit in spans) if spans else None
 
 # %% ../../nbs/tools/pacing.ipynb #pa000004
 def can_pass(error):
@@ -17,19 +46,11 @@ def can_pass(error):
     if error.startswith('http_'): return error in passing or error >= 'http_500'
     return error != 'cut_off'
 
-def with_more_tokens(job):
-    "A job with room for twice the tokens, and whether it is a new one: once, where a limit is sent"
-    request = job['request']
-    for name in ('max_completion_tokens', 'max_tokens'):
-        if 'sent' in job['about'] or not request.get(name): continue
-        sent = {name: 2*request[name]}
-        return job | dict(request=request | sent, about=job['about'] | dict(sent=sent)), True
-    return job, False
-
 def hopeless(answer):
     "Would every other request fail as well?"
     poor = answer['error'] == 'http_429' and 'insufficient_quota' in (answer['raw'] or '')
-    return poor or answer['error'] in ('http_401', 'http_403', 'http_404')
+    # no key, no money, not allowed, no such model, not an address for questions
+    return poor or answer['error'] in ('http_401', 'http_402', 'http_403', 'http_404', 'http_405')
 
 # %% ../../nbs/tools/pacing.ipynb #pa000007
 _PATIENCE = 75  # seconds that a busy service is waited for in all, beyond the number of tries
