@@ -6,12 +6,13 @@
 __all__ = ['main']
 
 # %% ../nbs/command/chat.ipynb #44d3da21
-import sys
+import contextlib, importlib, sys
 from functools import partial
 from pathlib import Path
 from .config import Config
 from .tools.cli import make_parser, printable, run_command
 from .tools.json_files import read_json
+from .tools.templates import NAMES, prompt_format, read_template
 
 # %% ../nbs/command/chat.ipynb #b93eed2e
 def find_model(
@@ -28,12 +29,16 @@ def find_model(
     if not folder.is_dir() and folder.parts[:1] == ('runs',):
         raise FileNotFoundError(f'{path}: there is no such run; the command alpaca_ft makes one, '
                                 'and small_world_tuned is here already')
-    note, template = folder/'alpaca_ft.json', 'alpaca'
-    if note.exists():
-        try: template = read_json(note.read_text('utf-8')).get('template', template)
-        except (ValueError, AttributeError) as e:
-            raise ValueError(f'{note}: damaged ({e}); --template says the prompt format') from None
-    return (folder if folder.is_dir() else str(path)), template
+    return (folder if folder.is_dir() else str(path)), _format_of(folder/'alpaca_ft.json')
+
+def _format_of(note):
+    "The prompt format in a model's note; Alpaca's where there is none"
+    if not note.exists(): return 'alpaca'
+    try:
+        said = read_json(note.read_text('utf-8'))
+        return prompt_format(read_template(said.get('template', 'alpaca')), said.get('system'))
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f'{note}: damaged ({e}); --template says the prompt format') from None
 
 # %% ../nbs/command/chat.ipynb #3acb3a57
 RULE = 'One instruction a line; an input may follow it after " || ".'
@@ -127,6 +132,28 @@ def pipe(
         except ValueError as e: raise ValueError(f'line {n}: {e}') from None
         print(printable(' '.join(text.splitlines())), flush=True)
 
+# %% ../nbs/command/chat.ipynb #cfbaa8c6
+KNOWS = '''It knows a small world: animals, foods, people, jobs, places, colours, opposites,
+plurals, numbers up to twenty. It changes sentences and lists, and tells stories. Of the real
+world it knows nothing.'''
+EXAMPLES = {True: ('What is the opposite of big?', 'Say it in the past. || Ida sells a red hen.'),
+            False: ('Name three primary colors.', 'Translate into French. || Good morning!')}
+
+def _is_small(model_id):
+    "Is it a bundled model, or one tuned from it?"
+    note = Path(model_id)/'alpaca_ft.json'
+    base = read_json(note.read_text('utf-8')).get('model_id') if note.exists() else model_id
+    return str(base).startswith('small_world')
+
+def banner(
+    model_id, template # of `find_model`
+)->str: # lines
+    "Say who is asked, in which format, how a line is read, and what could be asked."
+    form = f'the {template} format' if template in NAMES else 'a format of its own'
+    examples = (f'  {line}' for line in EXAMPLES[_is_small(model_id)])
+    return '\n'.join([f'{model_id}, asked in {form}.', *([KNOWS] if _is_small(model_id) else []),
+                      f'{RULE} For example', *examples, 'An empty line, Ctrl-D or Ctrl-C leaves.'])
+
 # %% ../nbs/command/chat.ipynb #7546da3c
 def chat(
     path:str='runs/tiny', # a run's folder, a model's folder, 'small_world_tuned', or a hub id
@@ -141,17 +168,15 @@ def chat(
     how = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     Config(**how, seed=seed or 0) # refuses what is impossible, before anything is loaded
     model_id, own = find_model(path)
-    template = template or own
-    from alpaca_ft.data import make_prompt
-    if template != 'chat': make_prompt(dict(instruction=''), template)
+    template = prompt_format(read_template(template)) if template else own
     import torch
     from alpaca_ft.tools.load import load_model
     model, tokenizer = load_model(model_id)
     if seed is not None: torch.manual_seed(seed)
     say = partial(answer, model, tokenizer, template=template, **how)
     if lines is not None: return pipe(say, lines)
-    print(f'{path}, asked in the {template} format. {RULE} An empty line, Ctrl-D or Ctrl-C '
-          'leaves.')
+    print(banner(model_id, template))
+    with contextlib.suppress(ImportError): importlib.import_module('readline')  # for arrow keys
     talk(say)
 
 # %% ../nbs/command/chat.ipynb #9585d752

@@ -15,17 +15,25 @@ from urllib.parse import urlsplit
 from fastcore.basics import patch
 from .tools.files import write_text
 from .tools.json_files import read_json, value_problem
+from .tools.lora_ledger import LINEARS, linear_names
+from .tools.templates import read_template
 
 # %% ../nbs/tools/config.ipynb #7eda36fa
 @dataclass
 class Config:
     "All that decides a run, in the article's names; a wrong value is refused by its field's name."
     model_id: str = 'small_world'  # 'small_world', 'small_world_tuned', a folder or a hub id
-    rows: str|None = None  # file, a.csv,b.csv, folder or hub id; None: the bundled small world's
+    model_revision: str|None = None  # branch, tag or commit of a hub id; None: its newest
+    rows: str|None = None  # file, a.csv,b.csv, folder, hub id, packed blocks; None: small world's
+    rows_subset: str|None = None  # of a data set on the hub that has several
+    rows_split: str = 'train'  # which one, where a folder or the hub has several
+    rows_revision: str|None = None  # branch, tag or commit on the hub; None: its newest
     eval_rows: str|None = None  # file of the rows to hold out; None: a part of `rows` is held out
+    bad: str = 'error'  # wrong rows: 'error', or 'drop' them (too long ones too) into dropped.jsonl
     n_rows: int|None = None  # use at most so many rows; None: all (small world: 4,000)
     columns: dict|None = None  # own column names, as output=response,input=context
-    template: str = 'alpaca'  # prompt format: 'alpaca', 'stanford', or 'chat', the tokenizer's own
+    template: str = 'alpaca'  # prompts: 'alpaca', 'stanford', 'chat' (the tokenizer's), a text file
+    system: str|None = None  # system prompt, what each prompt begins with; None: the template's
     mask_prompt: bool = True  # train on the answers only
     max_seq_len: int = 256  # tokens in a block
     batch_size: int = 8  # blocks in a micro-batch
@@ -44,6 +52,10 @@ class Config:
     n_freeze: int = 6  # lower layers that are not trained
     freeze_embed: bool = True  # leave the embeddings untrained too
     tied: str = 'untie'  # where head and embeddings are one tensor: 'untie', 'train' or 'freeze' it
+    lora_rank: int|None = None  # train LoRA of this rank above n_freeze; None: weights themselves
+    lora_alpha: float|None = None  # LoRA is multiplied by lora_alpha / lora_rank; None: doubled
+    lora_layers: str = 'all'  # linear layers with LoRA: 'all', or names, as q_proj,v_proj
+    save_adapter: bool = False  # save LoRA alone, as peft does, and not merged into the model
     gradient_checkpointing: bool = False  # less memory, a little more time
     n_eval: int|None = None  # rows held out; None: a tenth, at most 1,000 (small world: 500)
     n_eval_samples: int = 10  # prompts sampled at each validation
@@ -91,6 +103,8 @@ _share = (lambda v: 0 <= v < 1), 'at least 0 and less than 1'
 _text = (lambda v: v.strip() != '' and v.isprintable()), \
     'a name, not an empty one, without control characters'
 
+_prompt = (lambda v: v.strip() != '' and '\0' not in v), 'a text, not an empty one'
+
 def _is_url(v):
     try: parts, port = urlsplit(v), urlsplit(v).port   # a port that is no number raises
     except ValueError: return False
@@ -102,6 +116,11 @@ def _are_columns(v):
     if not all(isinstance(k, str) and k for k in yours): return False
     return bool(v) and {*v} <= {*ours} and len({*yours}) == len(yours)
 
+def _are_linears(v):
+    try: return bool(linear_names(v))
+    except ValueError: return False
+
+_linears = _are_linears, f"'all', or some of {','.join(LINEARS)}, with commas between"
 _url = _is_url, "an address such as 'http://localhost:8000/v1'"
 _columns = _are_columns, "a name of yours for each of 'instruction', 'input', 'output' that differs"
 # what W&B refuses when the run has begun
@@ -113,12 +132,15 @@ _places = (lambda v: 2 <= v <= 2**20), 'from 2 to 1048576'
 
 _LIMITS = dict(
     model_id=_text, columns=_columns, wandb_project=_project, rows=_text, eval_rows=_text,
-    n_rows=_at_least(2), template=_text, max_seq_len=_places,
+    rows_subset=_text, rows_split=_text, rows_revision=_text, model_revision=_text,
+    bad=_one_of('error', 'drop'),
+    n_rows=_at_least(2), system=_prompt, max_seq_len=_places,
     batch_size=_at_least(1), gradient_accumulation_steps=_at_least(1), epochs=_at_least(1),
     lr=_positive, mom=_share, sqr_mom=_share, eps=_positive, weight_decay=_at_least(0),
     warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'),
     attention=_one_of('auto', 'per_document', 'sdpa'), trunk=_one_of('auto', 'yes', 'no'),
-    n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'), n_eval=_at_least(1),
+    n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'),
+    lora_rank=_at_least(1), lora_alpha=_positive, lora_layers=_linears, n_eval=_at_least(1),
     n_eval_samples=_at_least(0), eval_every=_at_least(1), max_new_tokens=_at_least(1),
     answer_batch_size=_at_least(1), temperature=_warmth,
     top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
@@ -126,16 +148,30 @@ _LIMITS = dict(
     wandb_mode=_one_of('disabled', 'offline', 'online'), out=_text)
 
 # %% ../nbs/tools/config.ipynb #4e687667
+def _check_lora(cfg):
+    "ValueError where LoRA's fields stand without it, or where it would leave frozen what shall move"
+    if cfg.lora_rank is None:
+        unset = dict(lora_alpha=None, lora_layers='all', save_adapter=False)
+        for name, nothing in unset.items():
+            v = getattr(cfg, name)
+            if v != nothing: raise ValueError(f'{name}={v!r} is of LoRA: expected lora_rank too')
+    elif not cfg.freeze_embed or cfg.tied == 'train':
+        name = 'tied' if cfg.freeze_embed else 'freeze_embed'
+        raise ValueError(f'{name}={getattr(cfg, name)!r}: with lora_rank embedding and head stay '
+                         'as they are')
+
 @patch
 def check(self:Config)->Config:
     "Raise TypeError or ValueError that names the first field with an impossible value."
     for f in fields(self):
         v = _as_python(f.name, getattr(self, f.name))
-        setattr(self, f.name, v)
         _check_type(f.name, v, f.type)
+        if f.name == 'template': v = read_template(v)
+        setattr(self, f.name, v)
         ok, expected = _LIMITS.get(f.name, (None, None))
         if ok and v is not None and not ok(v):
             raise ValueError(f'{f.name}={v!r}: expected {expected}')
+    _check_lora(self)
     return self
 
 # %% ../nbs/tools/config.ipynb #67bc546d

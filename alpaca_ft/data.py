@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from .tools.packing import BatchOrder, best_fit, block_facts, check_blocks
 from .tools.packing import document_starts, pack, to_tensors, unpack
 from .tools.prompts import chat_prompt, encode_many, encode_texts
+from .tools.templates import fill_template
 from .tools.rows import check_dataset, open_rows
 
 _all_ = ['best_fit', 'block_facts', 'pack', 'unpack']
@@ -90,7 +91,7 @@ templates = {'alpaca': (_with_input + '\n', _without + '\n'), 'stanford': (_with
 # %% ../nbs/00_data.ipynb #89e8e3a4
 def make_prompt(
     row, # a dict with `instruction` and, perhaps, `input`
-    template:str='alpaca', # a key of `templates`, or 'chat': the tokenizer's own chat template
+    template:str='alpaca', # 'alpaca', 'stanford', 'chat' (the tokenizer's own), or a text of yours
     tokenizer=None, # needed for 'chat' only
 ) -> str: # all that stands before the answer
     "Write the prompt of a row. An input that is missing, None or blank is no input."
@@ -98,7 +99,7 @@ def make_prompt(
     if template == 'chat':
         return chat_prompt(tokenizer, f"{text}\n\n{row['input']}" if has_input else text)
     if template not in templates:
-        raise ValueError(f'template must be in {[*templates, "chat"]}, found {template!r}')
+        return fill_template(template, text, row['input'] if has_input else '')
     with_input, without = templates[template]
     return (with_input if has_input else without).format(instruction=text, input=row.get('input'))
 

@@ -15,6 +15,7 @@ from .results.folder import as_begun, attempt, check_room, held, read_before
 from .results.folder import read_options, reporting, save_config, write_before, write_json
 from .tools.cli import check_one_process, make_parser, run_command
 from .tools.files import write_text
+from .tools.templates import prompt_format
 from .tools.tracking import tracked
 
 _all_ = ['run_command']
@@ -25,10 +26,11 @@ def measuring(
 ): # keyword arguments of `measure` and `validate`
     "All that measuring needs but the model and the step: for the report and the curve alike"
     from alpaca_ft.small_world import score
-    names = 'precision', 'max_new_tokens', 'temperature', 'top_p', 'seed', 'template'
+    names = 'precision', 'max_new_tokens', 'temperature', 'top_p', 'seed'
     settings = {name: getattr(cfg, name) for name in names}
     return settings | dict(
-        tokenizer=ready.tokenizer, eval_dl=ready.eval_dl, rows=ready.asked_rows,
+        template=prompt_format(cfg.template, cfg.system), tokenizer=ready.tokenizer,
+        eval_dl=ready.eval_dl, rows=ready.asked_rows,
         bs=cfg.answer_batch_size, score=score if ready.truth_known else None)
 
 def _measure_before(cfg, parts, out):
@@ -181,9 +183,9 @@ def _in_folder(cfg, out, start):
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {
-    'rows': 'rows eval_rows n_rows n_eval columns template mask_prompt max_seq_len',
-    'model': 'model_id n_freeze freeze_embed tied precision attention '
-             'gradient_checkpointing',
+    'rows': 'rows eval_rows n_rows n_eval columns template system mask_prompt max_seq_len',
+    'model': 'model_id n_freeze freeze_embed tied lora_rank lora_alpha lora_layers '
+             'save_adapter precision attention gradient_checkpointing',
     'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
                 'weight_decay warmup max_grad_norm seed',
     'answers and judge': 'eval_every n_eval_samples max_new_tokens answer_batch_size temperature '

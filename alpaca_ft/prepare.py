@@ -8,6 +8,7 @@ __all__ = ['prepare']
 # %% ../nbs/command/prepare.ipynb #ddca83f6
 import warnings
 from types import SimpleNamespace
+from .tools.templates import prompt_format, refuse_special, set_system
 
 # %% ../nbs/command/prepare.ipynb #139ef41b
 def _held_out(rows, train_rows, cfg):
@@ -49,7 +50,8 @@ def _get_blocks(rows, tokenizer, cfg, hf_config, n_asked=0):
     from alpaca_ft.data import encode_rows, pack
     from alpaca_ft.tools.prompts import check_fits
     name = cfg.rows or 'the small world'
-    try: examples = encode_rows(rows, tokenizer, template=cfg.template)
+    template = prompt_format(cfg.template, cfg.system)
+    try: examples = encode_rows(rows, tokenizer, template=template)
     except ValueError as e: raise ValueError(f'{name}: {e}') from e
     check_fits(examples, hf_config, cfg.max_seq_len, n_asked, name)
     return pack(examples, cfg.max_seq_len, mask_prompt=cfg.mask_prompt, seed=cfg.seed)
@@ -62,16 +64,18 @@ def prepare(
 
     The namespace holds model, tokenizer, train_rows, eval_rows, truth_known, blocks, eval_blocks,
     train_dl, eval_dl, params (a text) and asked_rows, the held-out rows that will be answered."""
-    from alpaca_ft.data import get_dls, make_prompt
+    from alpaca_ft.data import get_dls
     from alpaca_ft.freeze import count_params, freeze, load_model
     from alpaca_ft.tools.attention import attend_per_document
     from alpaca_ft.tools.fitting import naming_memory
-    if cfg.template != 'chat': make_prompt(dict(instruction=''), cfg.template)
+    template = prompt_format(cfg.template, cfg.system)
     train_rows, eval_rows, truth_known = get_rows(cfg)
     # weights in bf16 would need the autocast that fp32 does without
     dtype = 'float32' if cfg.precision == 'fp32' else None
     with naming_memory(f'{cfg.model_id} was loaded'):
         model, tokenizer = load_model(cfg.model_id, dtype)
+    refuse_special(template, tokenizer)
+    if cfg.system and template == 'chat': set_system(tokenizer, cfg.system)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
     if cfg.attention != 'sdpa': attend_per_document(model)
     # own rows are answered only to be shown or judged; where the truth is known, each is counted

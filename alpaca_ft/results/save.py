@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config
-from ..data import make_prompt
+from .serving import ask_lines, for_conversations, modelfile, serve_lines
 from ..tools.files import whole_folder, write_text
 from ..tools.tracking import active_run
 
@@ -74,26 +74,6 @@ def write_weights(
     model.generation_config.save_pretrained(path)
     write_safetensors(named_once(model), Path(path)/'model.safetensors', dtype)
 
-# %% ../../nbs/results/save.ipynb #dd7b4342
-def _usage(template, max_new_tokens):
-    "Lines of Python that load a model folder and ask one question in its format."
-    ask, special = 'What is the opposite of big?', ''
-    if template == 'chat':
-        prompt = ('prompt = tokenizer.apply_chat_template('
-                  f'[dict(role="user", content="{ask}")], tokenize=False,\n'
-                  '                                       add_generation_prompt=True)')
-        special = ', add_special_tokens=False'  # a chat template writes them itself
-    else: prompt = f"prompt = '''{make_prompt(dict(instruction=ask), template)}'''"
-    return f'''from transformers import AutoModelForCausalLM, AutoTokenizer
-
-path = '.' # this folder, or its name on a hub
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path)
-{prompt}
-x = tokenizer(prompt, return_tensors='pt'{special})['input_ids']
-out = model.generate(x, max_new_tokens={max_new_tokens}, do_sample=False)
-print(tokenizer.decode(out[0, x.shape[1]:], skip_special_tokens=True))'''
-
 # %% ../../nbs/results/save.ipynb #564c2f67
 def _card_table(head, rows):
     "Lines of a Markdown table with two columns."
@@ -113,8 +93,7 @@ def model_card(
              f'Tuned with alpaca_ft from `{cfg.model_id if cfg else "not stated"}`.', '',
              f'- Data: {data}', f'- Licence: {license}', '']
     if cfg:
-        usage = _usage(cfg.template, cfg.max_new_tokens)
-        lines += ['## Ask it', '', '```python', usage, '```', '']
+        lines += ['## Ask it', '', '```python', ask_lines(cfg), '```', '', serve_lines(cfg), '']
     if figures:
         lines += ['## Figures', '', *_card_table(('on held-out rows', ''), figures.items()), '']
     if cfg:
@@ -145,8 +124,9 @@ def save_model(
     _refuse_other_folder(path)
     with whole_folder(path, replace=True) as folder:
         write_weights(model, folder, dtype or widest_dtype(model))
-        tokenizer.save_pretrained(folder)
+        (for_conversations(tokenizer, cfg) if cfg else tokenizer).save_pretrained(folder)
         if cfg: cfg.save(folder/'alpaca_ft.json')
+        if cfg: write_text(folder/'Modelfile', modelfile(model, tokenizer, cfg))
         write_text(folder/'README.md', model_card(cfg, figures, data, license))
     if log: log_model(path)
     if push_to_hub: upload(path, push_to_hub)
