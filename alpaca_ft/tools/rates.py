@@ -68,7 +68,7 @@ def kappa_of(
     k, n = sum(a == b for a, b in zip(first, second, strict=True)), len(first)
     by_chance = sum(first.count(x)*second.count(x) for x in {*first})/n**2 if n else 1.
     if by_chance == 1: return dict(k=k, n=n, kappa=None, interval=[-1., 1.])
-    def beyond(agreement): return (agreement - by_chance)/(1 - by_chance)
+    def beyond(agreement): return max(-1., (agreement - by_chance)/(1 - by_chance))
     return dict(k=k, n=n, kappa=beyond(k/n), interval=[beyond(end) for end in wilson(k, n)])
 
 # %% ../../nbs/tools/rates.ipynb #ra200006
