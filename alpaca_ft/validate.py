@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from .tools.answers import (answer_rates, answer_record, exact_match, keep_answers,
                                      read_table, stop_rates)
 from .tools.batching import answer_all, eos_ids, prompt_ids
-from .tools.sampling import check_numbers, darts, draw, gen_settings, nucleus
+from .tools.sampling import avoid_repeats, check_numbers, darts, draw, gen_settings
+from .tools.sampling import nucleus, only_top
 from .tools.tracking import track
 from .data import make_prompt
 from .loop import autocast_for, lm_loss, to_device
@@ -64,11 +65,14 @@ def evaluate(
 def next_probs(
     logits, # [..., vocab]
     temperature:float=1., # 0: all on the likeliest token
-    top_p:float=1. # keep the fewest likeliest tokens that together have this much; 1: all
+    top_p:float=1., # keep the fewest likeliest tokens that together have this much; 1: all
+    top_k:int=0 # before that, keep so many of the likeliest; 0: all
 )->torch.Tensor: # [..., vocab], sums to 1
-    "Turn logits into the probabilities that are drawn from: temperature first, then top-p."
+    "Turn logits into the probabilities that are drawn from: temperature, top-k, then top-p."
     if temperature == 0: return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-    probs = (logits.float() / max(temperature, 1e-30)).softmax(-1)   # nothing is divided by 0
+    logits = logits.float() / max(temperature, 1e-30)   # nothing is divided by 0
+    if top_k: logits = only_top(logits, top_k)
+    probs = logits.softmax(-1)
     check_numbers(probs[..., 0])   # a row with NaN is NaN everywhere
     if top_p == 1: return probs
     probs *= nucleus(probs, top_p)
@@ -77,7 +81,7 @@ def next_probs(
 # %% ../nbs/03_validate.ipynb #ea078b6c
 def _chooser(settings, n):
     "What chooses the next token of each row, for `n` prompts."
-    n_thrown = np.zeros(n, dtype=int)
+    n_thrown, how = np.zeros(n, dtype=int), ('temperature', 'top_p', 'top_k')
     def likeliest(logits, rows):
         tokens = logits.argmax(-1)   # of a row with NaN: the NaN
         check_numbers(logits.gather(-1, tokens[:, None])[:, 0], rows)
@@ -86,7 +90,7 @@ def _chooser(settings, n):
         if logits.device.type == 'mps': logits = logits.cpu()   # Apple's GPUs have no float64
         u = darts(settings['seed'], rows, n_thrown[rows]).to(logits.device)
         n_thrown[rows] += 1
-        return draw(next_probs(logits, settings['temperature'], settings['top_p']), u)
+        return draw(next_probs(logits, *map(settings.get, how)), u)
     return drawn if settings['temperature'] else likeliest
 
 # %% ../nbs/03_validate.ipynb #3e222ff0
@@ -94,10 +98,12 @@ def generate(
     model, # a causal language model of the Llama kind
     tokenizer, # its own
     prompts, # list of texts, as `make_prompt` writes them
-    max_new_tokens:int|None=256, # per prompt; None, here and in the next two: the model's own
+    max_new_tokens:int|None=256, # per prompt; None, here and in the next settings: the model's
     bs:int=16, # the next prompts join once fewer are in work; there are at most 2 bs - 1 at once
     temperature:float|None=0., # 0: the likeliest token, always
     top_p:float|None=1., # draw from the likeliest tokens that together have this probability
+    top_k:int|None=0, # draw from so many of the likeliest tokens; 0: all
+    repetition_penalty:float|None=1., # above 1: what was said is less likely to be said again
     seed:int|None=None, # a prompt's darts depend on it and on the prompt's place in the list alone
     with_stop:bool=False, # say of each answer whether it ended itself
     template:str='alpaca', # as in `make_prompt`: 'chat' texts hold their own special tokens
@@ -105,10 +111,12 @@ def generate(
     progress:bool=True # show a bar where it takes longer than two seconds
 )->list: # new text only, in the order of the prompts; with `with_stop` tuples (text, ended by EOS?)
     "Answer all prompts; the next take the places of those done. ValueError names one too long."
-    settings = gen_settings(model, max_new_tokens, temperature, top_p, seed)
+    settings = gen_settings(model, max_new_tokens, temperature, top_p, seed, top_k,
+                            repetition_penalty)
     ids, room = prompt_ids(model, tokenizer, prompts, template)
     room = [min(n, settings['max_new_tokens']) for n in room]
-    eos, choose = eos_ids(model, tokenizer), _chooser(settings, len(ids))
+    eos = eos_ids(model, tokenizer)
+    choose = avoid_repeats(_chooser(settings, len(ids)), ids, settings['repetition_penalty'])
     with (eval_mode(model), torch.inference_mode(), autocast_for(model, precision),
           _bar('generate', progress, total=len(ids)) as bar):
         answers, stopped = answer_all(model, ids, room, eos, choose, bs, bar.update)
@@ -117,11 +125,12 @@ def generate(
 
 # %% ../nbs/03_validate.ipynb #f92cf9a8
 def _answer(model, tokenizer, rows, step=0, max_new_tokens=None, temperature=None, top_p=None,
-            seed=None, template='alpaca', **kwargs):
+            seed=None, top_k=None, repetition_penalty=None, template='alpaca', **kwargs):
     "Answer rows: their records."
     def prompt_of(row): return make_prompt(row, template, tokenizer)
     prompts = [row if isinstance(row, str) else prompt_of(row) for row in rows]
-    settings = gen_settings(model, max_new_tokens, temperature, top_p, seed)
+    settings = gen_settings(model, max_new_tokens, temperature, top_p, seed, top_k,
+                            repetition_penalty)
     answers = generate(model, tokenizer, prompts, template=template, with_stop=True, **settings,
                        **kwargs)
     return [answer_record(row, i, prompt, *answer, step, settings)
@@ -134,7 +143,7 @@ def prompt_table(
     rows, # with instruction and perhaps input and output; or prompts, as texts
     step:int=0, # of the training
     out=None, # a JSON-lines file that the records are added to
-    **how # max_new_tokens, temperature, top_p, seed as in `gen_settings`; others as in `generate`
+    **how # max_new_tokens, temperature, ... as in `gen_settings`; others as in `generate`
 )->list: # records, as `answer_record` makes them
     "Answer rows, and keep the answers: in a file, and as a new table in the W&B run."
     records = _answer(model, tokenizer, list(rows), step, **how)

@@ -16,7 +16,7 @@ from .tracking import log_table
 
 # %% ../../nbs/tools/answers.ipynb #6d8f133d
 _COLUMNS = ('row_id step instruction input prompt generation concat reference stopped '
-            'max_new_tokens temperature top_p seed right').split()
+            'max_new_tokens temperature top_p top_k repetition_penalty seed right').split()
 
 def answer_record(
     row, # a dict with instruction and perhaps input, output, row_id; or a prompt, as a text
@@ -25,7 +25,7 @@ def answer_record(
     generation:str, # what it said
     stopped:bool, # did it end by itself?
     step:int=0, # of the training
-    settings=None # dict: max_new_tokens, temperature, top_p, seed, as they were used
+    settings=None # dict, as `gen_settings` makes it: the settings that were used
 )->dict: # flat, and ready for a line of JSON
     "Keep an answer together with all that is needed to understand it."
     if isinstance(row, str): row = {}
