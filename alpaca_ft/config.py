@@ -46,6 +46,7 @@ class Config:
     weight_decay: float = 0.0  # of trained matrices (AdamW)
     warmup: float = 0.1  # share of the steps in which lr rises
     max_grad_norm: float|None = 1.0  # clip the gradient of a step to this norm; None: never
+    device: str = 'auto'  # where to compute: 'cuda', 'mps' (Apple), 'cpu'; 'auto': cuda, else cpu
     precision: str = 'auto'  # 'fp32', 'bf16' (autocast), 'auto': the faster; tiny on a CPU: fp32
     attention: str = 'auto'  # 'per_document', 'sdpa' (under a dense mask), 'auto': per_document
     trunk: str = 'auto'  # run the frozen layers once, into a file? 'yes', 'no', 'auto': if it pays
@@ -64,6 +65,8 @@ class Config:
     answer_batch_size: int = 64  # prompts answered at once
     temperature: float = 0.0  # of sampling; 0: greedy
     top_p: float = 1.0  # of sampling
+    top_k: int = 0  # draw from so many of the likeliest tokens; 0: from all
+    repetition_penalty: float = 1.0  # above 1: what was said is less likely to be said again
     n_judge: int = 100  # prompts shown to the judge
     judge_model: str|None = None # who judges; None: the small world's oracle, nobody for other rows
     judge_url: str|None = None  # where the judge is asked; None: OpenAI's address
@@ -72,6 +75,7 @@ class Config:
     wandb_mode: str = 'disabled'  # 'disabled', 'offline' or 'online'
     log_model: bool = False  # send the model to W&B
     out: str = 'runs/tiny'  # the run's folder
+    save_dtype: str = 'auto'  # of saved weights: 'fp32', 'bf16', 'fp16'; 'auto': nothing is rounded
     resume: bool = False  # go on with the run in `out`
     dry_run: bool = False  # say what would be done, and stop
 
@@ -138,12 +142,15 @@ _LIMITS = dict(
     batch_size=_at_least(1), gradient_accumulation_steps=_at_least(1), epochs=_at_least(1),
     lr=_positive, mom=_share, sqr_mom=_share, eps=_positive, weight_decay=_at_least(0),
     warmup=_share, max_grad_norm=_positive, precision=_one_of('auto', 'fp32', 'bf16'),
+    device=_one_of('auto', 'cuda', 'mps', 'cpu'),
+    save_dtype=_one_of('auto', 'fp32', 'bf16', 'fp16'),
     attention=_one_of('auto', 'per_document', 'sdpa'), trunk=_one_of('auto', 'yes', 'no'),
     n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'),
     lora_rank=_at_least(1), lora_alpha=_positive, lora_layers=_linears, n_eval=_at_least(1),
     n_eval_samples=_at_least(0), eval_every=_at_least(1), max_new_tokens=_at_least(1),
     answer_batch_size=_at_least(1), temperature=_warmth,
     top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
+    top_k=_at_least(0), repetition_penalty=_positive,
     n_judge=_at_least(0), judge_model=_text, judge_url=_url, seed=_at_least(0),
     wandb_mode=_one_of('disabled', 'offline', 'online'), out=_text)
 
@@ -223,12 +230,18 @@ PRESETS = dict(
     llama2_7b=dict(
         model_id='meta-llama/Llama-2-7b-hf', rows='vicgalle/alpaca-gpt4', max_seq_len=1024,
         batch_size=8, gradient_accumulation_steps=4, lr=2e-4, n_freeze=24, n_eval=1000,
-        max_new_tokens=256, n_judge=250, gradient_checkpointing=True, out='runs/llama2_7b'))
+        max_new_tokens=256, answer_batch_size=2, n_judge=250, gradient_checkpointing=True,
+        out='runs/llama2_7b'),
+    llama2_13b=dict(
+        model_id='meta-llama/Llama-2-13b-hf', rows='vicgalle/alpaca-gpt4', max_seq_len=1024,
+        batch_size=8, gradient_accumulation_steps=4, lr=2e-4, n_freeze=32, n_eval=1000,
+        max_new_tokens=256, answer_batch_size=8, n_judge=250, gradient_checkpointing=True,
+        out='runs/llama2_13b'))
 
 # %% ../nbs/tools/config.ipynb #be6462bf
 @patch(cls_method=True)
 def preset(cls:Config,
-    name:str,     # 'tiny', 'smol' or 'llama2_7b'
+    name:str,     # 'tiny', 'smol', 'llama2_7b' or 'llama2_13b'
     **overrides,  # fields that shall differ
 )->Config:
     "Make one of the stated configurations."

@@ -26,7 +26,8 @@ def measuring(
 ): # keyword arguments of `measure` and `validate`
     "All that measuring needs but the model and the step: for the report and the curve alike"
     from alpaca_ft.small_world import score
-    names = 'precision', 'max_new_tokens', 'temperature', 'top_p', 'seed'
+    names = ('precision', 'max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty',
+             'seed')
     settings = {name: getattr(cfg, name) for name in names}
     return settings | dict(
         template=prompt_format(cfg.template, cfg.system), tokenizer=ready.tokenizer,
@@ -185,12 +186,12 @@ def _in_folder(cfg, out, start):
 GROUPS = {
     'rows': 'rows eval_rows n_rows n_eval columns template system mask_prompt max_seq_len',
     'model': 'model_id n_freeze freeze_embed tied lora_rank lora_alpha lora_layers '
-             'save_adapter precision attention gradient_checkpointing',
+             'save_adapter device precision attention gradient_checkpointing',
     'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
                 'weight_decay warmup max_grad_norm seed',
     'answers and judge': 'eval_every n_eval_samples max_new_tokens answer_batch_size temperature '
-                         'top_p n_judge judge_model judge_url',
-    'the run': 'out resume dry_run wandb_mode wandb_project log_model'}
+                         'top_p top_k repetition_penalty n_judge judge_model judge_url',
+    'the run': 'out save_dtype resume dry_run wandb_mode wandb_project log_model'}
 ABOUT = """\
 Instruction-tune a language model: rows -> freeze -> loop -> validate -> judge -> report.
 Without options: the bundled model, on the small world's rows, into runs/tiny."""

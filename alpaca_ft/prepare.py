@@ -67,13 +67,16 @@ def prepare(
     from alpaca_ft.data import get_dls
     from alpaca_ft.freeze import count_params, freeze, load_model
     from alpaca_ft.tools.attention import attend_per_document
+    from alpaca_ft.tools.device import check_precision, find_device
     from alpaca_ft.tools.fitting import naming_memory
+    device = find_device(cfg.device)
+    check_precision(device, cfg.precision)
     template = prompt_format(cfg.template, cfg.system)
     train_rows, eval_rows, truth_known = get_rows(cfg)
     # weights in bf16 would need the autocast that fp32 does without
     dtype = 'float32' if cfg.precision == 'fp32' else None
     with naming_memory(f'{cfg.model_id} was loaded'):
-        model, tokenizer = load_model(cfg.model_id, dtype)
+        model, tokenizer = load_model(cfg.model_id, dtype, device)
     refuse_special(template, tokenizer)
     if cfg.system and template == 'chat': set_system(tokenizer, cfg.system)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flops_of', 'count_evals', 'trunk_flops', 'run_flops', 'disk_bytes', 'free_bytes', 'size_text', 'cache_size',
-           'saved_flops', 'answer_bytes', 'timed', 'spent']
+           'saved_flops', 'kv_bytes', 'held_bytes', 'longest_row', 'answer_bytes', 'timed', 'spent']
 
 # %% ../../nbs/results/cost.ipynb #b5349852
 import shutil, time
@@ -93,16 +93,42 @@ def saved_flops(
     return train*(cfg.epochs - 1) + evals*(count_evals(cfg, ready) - 1)
 
 # %% ../../nbs/results/cost.ipynb #ef13aa4e
-def answer_bytes(
-    cfg, ready # `Config`, and what `prepare` gave
+def kv_bytes(
+    hf_config, cfg, # the model's configuration; settled `Config`
+    longest, n_asked, # tokens of the longest held-out row; rows that are answered
+    dtype # of keys and values: the embedding's
 ): # bytes
-    "Count the KV cache at its largest: `generate` works on fewer than two batches of prompts"
+    "Count keys and values at their most: `generate` works on fewer than two batches of prompts"
     from alpaca_ft.tools.batching import kv_cache_bytes
-    n_rows = min(2*cfg.answer_batch_size - 1, len(ready.asked_rows))
-    # as long as the longest held-out row, and the longest answer
-    longest = max(map(max, ready.eval_blocks['position_ids'])) + 1
-    dtype = ready.model.dtype
-    return kv_cache_bytes(ready.model.config, n_rows, longest + cfg.max_new_tokens, dtype)
+    n_rows = min(2*cfg.answer_batch_size - 1, n_asked)
+    return kv_cache_bytes(hf_config, n_rows, longest + cfg.max_new_tokens, dtype)
+
+def held_bytes(
+    hf_config, cfg, longest, n_asked, # as in `kv_bytes`
+    device='cuda' # 'cpu': all weights are fp32 there
+): # dict of bytes: training, answering
+    "Count the memory of a run at its two peaks, from the configuration alone"
+    from alpaca_ft.freeze import run_ledger
+    whole = run_ledger(hf_config, cfg, device=device, trunk='no')
+    there = 'frozen', 'trained', 'optimizer', 'casts', 'workspace'
+    in_bf16 = device != 'cpu' and cfg.precision == 'bf16' and cfg.freeze_embed
+    kept = kv_bytes(hf_config, cfg, longest, n_asked, 'bfloat16' if in_bf16 else 'float32')
+    return dict(training=run_ledger(hf_config, cfg, device=device)['total'],
+                answering=sum(whole[part] for part in there) + kept)
+
+def longest_row(
+    blocks # of `pack`
+): # tokens
+    "Find the longest document in blocks"
+    import pyarrow.compute as pc
+    return pc.max(pc.list_flatten(blocks.data.column('position_ids'))).as_py() + 1
+
+def answer_bytes(
+    cfg, ready # settled `Config`, and what `prepare` gave
+): # bytes
+    "Count what answers remember in this run"
+    longest = longest_row(ready.eval_blocks)
+    return kv_bytes(ready.model.config, cfg, longest, len(ready.asked_rows), ready.model.dtype)
 
 # %% ../../nbs/results/cost.ipynb #5ab4e6c5
 @contextmanager

@@ -166,7 +166,9 @@ class Accuracy:
         "Add what `lm_loss` returns for one batch."
         self.n_right += n_right
         self.n_targets += n_targets
-        self.loss_sum += torch.as_tensor(loss_sum, dtype=torch.float64).detach()
+        loss_sum = torch.as_tensor(loss_sum).detach()
+        # Apple's GPUs have no float64
+        self.loss_sum += (loss_sum.cpu() if loss_sum.is_mps else loss_sum).double()
         return n_right / max(n_targets, 1)
     def update(self,
         logits, # [..., vocab]
