@@ -41,7 +41,7 @@ def status_of(
 
 def _never_began(out):
     "Did a run fail here before it had computed anything, at its judge or its tracker?"
-    early = {'config.json', 'report.json', 'report.html'}
+    early = {'config.json', 'dropped.jsonl', 'blocks', 'report.json', 'report.html'}
     return status_of(out) == 'failed' and {path.name for path in out.iterdir()} <= early
 
 def check_out(

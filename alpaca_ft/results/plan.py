@@ -170,7 +170,8 @@ def plan(
     epochs = f'{cfg.epochs} epoch' + 's'*(cfg.epochs > 1)
     few = ': few, expect little; more rows or --epochs give more' if n_steps < 30 else ''
     return '\n'.join([
-        f'rows    {len(ready.train_rows):,} to train on, {len(ready.eval_rows):,} held out',
+        f'rows    {ready.n_train:,} to train on, {ready.n_eval:,} held out',
+        *(f'        {line}' for line in ready.told),
         f'blocks  {len(ready.blocks):,} of {cfg.max_seq_len:,} tokens, '
         f'{cfg.batch_size} x {cfg.gradient_accumulation_steps} a step',
         f'steps   {n_steps:,} ({epochs} of {per_epoch:,}){few}',

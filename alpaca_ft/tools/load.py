@@ -17,6 +17,7 @@ from .. import tools
 from .cli import sentence
 from .files import whole_folder
 from .json_files import read_json
+from .revisions import at_revision
 
 # %% ../../nbs/tools/load.ipynb #59ffabba
 FAMILIES = 'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3'
@@ -79,8 +80,7 @@ def _find_model(model_id):
     if model_id in BUNDLED: return model_path(tuned=model_id == 'small_world_tuned')
     folder, name = Path(model_id).expanduser(), str(model_id)
     if folder.is_dir(): return folder
-    if folder.exists():
-        raise ValueError(f'model_id={name!r} is a file: expected a folder with config.json')
+    if folder.exists(): raise ValueError(f'model_id={name!r} is a file: expected a folder')
     if isinstance(model_id, Path) or name[0] in './~\\' or name.count('/') > 1:
         raise FileNotFoundError(f'model_id={name!r}: there is no such folder')
     return name
@@ -226,16 +226,16 @@ def load_model(
     model_id,     # 'small_world', 'small_world_tuned', a folder (str or Path), or a hub id
     dtype=None,   # a torch dtype or its name; None: bf16 on a GPU that has it, else fp32
     device=None,  # where to; None: the GPU if there is one
+    revision=None,  # a branch, tag or commit of a hub id; None: the newest
 ):                # model (in eval mode, `use_cache` off), tokenizer
     """Load a model of a Llama-like family and its tokenizer, from safetensors only.
 
-    No pickle is opened and no code of the model's is run. Raises TypeError, ValueError or
-    FileNotFoundError, before the weights are read where that is possible, for a model that is not
-    there, of another family, quantised, without readable safetensors, or with a tokenizer that does
-    not fit."""
+    No pickle is opened, no code of the model's is run. TypeError, ValueError or FileNotFoundError
+    tell of a model that is not there, of another family, quantised, without readable safetensors,
+    or with a tokenizer that does not fit: before weights are read where that is possible."""
     from transformers import AutoTokenizer
     device = device or default_device()
-    dtype, source = _dtype(dtype, device), _find_model(model_id)
+    dtype, source = _dtype(dtype, device), at_revision(_find_model(model_id), revision)
     d = _read_config(source)
     check_family(d, model_id)
     if isinstance(source, Path): _check_weights(source)

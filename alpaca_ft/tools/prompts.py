@@ -12,7 +12,8 @@ from datetime import datetime
 from types import SimpleNamespace
 import numpy as np, pyarrow as pa, pyarrow.compute as pc
 from .json_files import value_problem
-from .rows import collect, refuse, windows
+from .tables import collect, windows
+from .wrong_rows import Notes, refuse
 
 # %% ../../nbs/tools/prompts.ipynb #3ee1212f
 def _all_ids(tokenizer, texts, ours):
@@ -139,7 +140,7 @@ def _encode_part(rows, start, prompt_of, tokenizer, template, max_len, spelled):
     for i, (row, (ids, n_prompt, cut, problem)) in enumerate(zip(rows, encoded), start):
         row_id = row.get('row_id', i)
         if problem:
-            refused.append(f'row {row_id}: {problem}')
+            refused.append((row_id, problem, row))
             continue
         good.append((ids, n_prompt, row_id))
         n_cut += cut
@@ -151,17 +152,26 @@ def _encode_part(rows, start, prompt_of, tokenizer, template, max_len, spelled):
     return table, refused, n_cut
 
 # %% ../../nbs/tools/prompts.ipynb #e0c0de07
+def _tell_refused(problems, n, bad):
+    "Raise an error for rows without a border, or leave them out."
+    if isinstance(bad, Notes):
+        for row_id, problem, row in problems: bad.drop(bad.name, None, row_id, [problem], row)
+        return
+    texts = [f'row {row_id}: {problem}' for row_id, problem, _ in problems]
+    if bad == 'error': refuse('encode_rows', texts)
+    elif texts: warnings.warn(f'encode_rows: {len(texts)} of {n} rows dropped; {texts[0]}')
+
 def encode_many(
     rows, # a Dataset or a list of dicts
     prompt_of, # a function: a row to the text before its answer
     tokenizer, # a Hugging Face tokenizer
     template:str, # what the prompts are written in, as in `tokenize`
     max_len:int=None, # as in `encode_texts`
-    bad:str='error', # rows without a border: 'error', or 'drop' them, counted in a warning
+    bad='error', # rows without a border: 'error', 'drop' (counted in a warning), or `Notes`
     path=None, # a new folder to write the examples to, for more rows than memory holds
 ): # a Dataset of examples: `input_ids`, `n_prompt`, `row_id` (the row's own, or its place)
     "Encode all rows, a thousand at a time. ValueError lists the rows without a border."
-    if bad not in ('error', 'drop'):
+    if isinstance(bad, str) and bad not in ('error', 'drop'):
         raise ValueError(f"bad must be 'error' or 'drop', found {bad!r}")
     n = len(rows)
     if not n: raise ValueError('encode_rows: no rows')
@@ -173,9 +183,7 @@ def encode_many(
             problems += refused
             n_cut += cut
             yield table
-        if bad == 'error': refuse('encode_rows', problems)
-        if problems:
-            warnings.warn(f'encode_rows: {len(problems)} of {n} rows dropped; {problems[0]}')
+        _tell_refused(problems, n, bad)
         if n_cut: warnings.warn(f'encode_rows: {n_cut} of {n} rows cut to {max_len} tokens')
         for mark, k in spelled.items():
             warnings.warn(f'encode_rows: {k} of {n} answers end with {mark!r}, spelled out, which '

@@ -129,7 +129,7 @@ class Notes:
         if bad not in ('error', 'drop'):
             raise ValueError(f"bad must be 'error' or 'drop', found {bad!r}")
         self.drops, self.sample, self.seed = bad == 'drop', sample, seed
-        self.layouts, self.unused = {}, ''
+        self.name, self.layouts, self.unused = 'rows', {}, ''
         self.n_read = self.n_rows = 0      # rows read, rows there are
         self.reasons, self.places = Counter(), []
         self.kept = None      # a file of those left out, once there is one
