@@ -81,6 +81,8 @@ def memory_ledger(
     optimizer='adam',     # 'adam', 'adam8bit' or 'sgd'
     trunk=True,           # frozen weights on the device? False: run before (`cache_trunk`)
     chunk=256,            # targets that meet the head at a time, where fused
+    lora_rank=None,       # with LoRA (`tools.lora`) of this rank; None: weights are trained
+    lora_layers='all',    # beside which linear layers
 ):                        # dict of bytes, a part each, and their `total`
     """Predict the memory of a training step (bytes), part by part, from the configuration alone.
 
@@ -98,6 +100,8 @@ def flops_ledger(
     checkpointing=False,  # with `checkpoint_layers`?
     n_targets=None,       # positions at which the head is computed; None: all
     trunk=True,           # False: the frozen part was run before (`cache_trunk`)
+    lora_rank=None,       # with LoRA (`tools.lora`) of this rank; None: weights are trained
+    lora_layers='all',    # beside which linear layers
 ):                        # dict of operations: forward, backward, recomputed, total
     """Predict the operations of one forward and backward pass, from the configuration alone.
 
