@@ -30,6 +30,10 @@ def complaint(answer):
         return '\n'.join(_texts(error or body))
     except (ValueError, RecursionError): return '' if raw.lstrip().startswith('<') else raw
 
+def printable(text):
+    "A text for a terminal: whatever could steer it is a space"
+    return ''.join(char if char.isprintable() else ' ' for char in text)
+
 # %% ../../nbs/tools/dialects.ipynb #d1a00021
 def _without(*names):
     "A change that leaves fields out"
@@ -162,7 +166,7 @@ class Dialect:
             if not rule: return False
             name, _, change, instead = rule
             self.learned[name] = change
-        first_line = words.splitlines()[0][:160]
+        first_line = printable(words.splitlines()[0][:160])
         if self.say: self.say(f'the service refuses {name}: {instead} ({first_line})')
         return True
 
