@@ -15,7 +15,7 @@ from .config import Config
 from .freeze import checkpoint_layers, explain_oom
 from .tools.attention import check_isolation
 from .tools.checkpoint import Checkpointer, check_grads, finish_step_on_ctrl_c, open_epoch
-from .tools.head import Accuracy, autocast_for, head_loss, plain_head, to_device
+from .tools.head import Accuracy, autocast_for, head_loss, only_at, plain_head, to_device
 from .tools.steps import count_steps, finite_norm, is_due, make_opt, save_step
 from .tools.steps import scale_grads, seconds_since
 from .tools.tracking import History, eval_record, log_step, plot_history
@@ -35,7 +35,8 @@ def lm_loss(
     check_isolation(model, len(batch['labels']))
     if 'hidden' in batch: inputs = dict(inputs_embeds=batch['hidden'])
     else: inputs = dict(input_ids=batch['input_ids'])
-    h = decoder(**inputs, position_ids=batch['position_ids'], use_cache=False).last_hidden_state
+    with only_at(model, batch['at']):  # what the last layer would make for nobody is left out
+        h = decoder(**inputs, position_ids=batch['position_ids'], use_cache=False).last_hidden_state
     loss, n_right = head_loss(h.flatten(0, 1)[batch['at']], head.weight, batch['targets'], chunk)
     return loss, len(at), n_right
 

@@ -69,6 +69,7 @@ def prepare(
     from alpaca_ft.tools.attention import attend_per_document
     from alpaca_ft.tools.device import check_precision, find_device
     from alpaca_ft.tools.fitting import naming_memory
+    from alpaca_ft.tools.head import spare_last_layer
     device = find_device(cfg.device)
     check_precision(device, cfg.precision)
     template = prompt_format(cfg.template, cfg.system)
@@ -81,6 +82,7 @@ def prepare(
     if cfg.system and template == 'chat': set_system(tokenizer, cfg.system)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
     if cfg.attention != 'sdpa': attend_per_document(model)
+    spare_last_layer(model)
     # own rows are answered only to be shown or judged; where the truth is known, each is counted
     n_asked = max(cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
     if truth_known: n_asked = len(eval_rows)
