@@ -33,6 +33,7 @@ contract = {
     'finetune': 'finetune main run_command'}
 # What readers call although no other module or page does, by module
 called_by_readers = {
+    'contest': 'judge_run',
     'loop': 'History',
     'tools.attention': 'attend_plainly',
     'results.artifacts': 'restore publish fetch',
