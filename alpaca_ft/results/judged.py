@@ -104,8 +104,9 @@ def _told_apart(told):
 
 def _place_line(place):
     "Does the judge love a place?"
-    (low, high), rate = place['interval'], place['rate']
+    rate = place['rate']
     if rate is None: return 'not told: no pair was judged'
+    low, high = [round(end, 2) + 0. for end in place['interval']]  # + 0.: no -0 %
     share = f'(95 % interval {low:.0%} to {high:.0%} of the pairs)'
     if low <= 0 <= high: return f'none to be seen {share}'
     kind = 'first' if rate > 0 else 'second'
