@@ -140,14 +140,15 @@ def run(
     records += more
     write_text(out/'generations.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
     report = dict(status='done', before=before, after=after, judge=None, failed={},
-                  n_train=len(ready.train_rows), n_eval=len(ready.eval_rows),
+                  n_train=ready.n_train, n_eval=ready.n_eval,
                   n_steps=len(history), params=ready.params, config=asdict(cfg))
     def write():
         times['total'] = time.perf_counter() - start[0], time.process_time() - start[1]
         report.update(spent(times, parts.made, history))
         write_json(out/'report.json', report)
     conclude(report, records, history, cfg, out, judge_url, write)
-    if not report['failed']: shutil.rmtree(out/'trunk', ignore_errors=True) # large, and has served
+    if report['failed']: return report
+    for large in 'trunk', 'blocks': shutil.rmtree(out/large, ignore_errors=True) # have served
     return report
 
 # %% ../nbs/command/finetune.ipynb #9c3a2717
@@ -168,15 +169,17 @@ def _in_folder(cfg, out, start):
     "Prepare, say the plan, go; nobody else writes to the folder"
     from alpaca_ft.judging import hide_password, try_judge
     from alpaca_ft.results.plan import plan, settle
+    from alpaca_ft.tools.wrong_rows import write_dropped
     cfg, judge_url = hide_password(cfg)
     ready = prepare(cfg)
-    cfg = settle(cfg, ready)
     print(plan(cfg, ready))
+    cfg = settle(cfg, ready)
     check_room(cfg, ready)
     asks = cfg.judge_model and cfg.n_judge
     if cfg.dry_run and asks: try_judge(cfg.judge_model, judge_url)
     if cfg.dry_run: return None
     save_config(cfg, out)
+    write_dropped(out/'dropped.jsonl', ready.notes)
     watched = tracked(cfg.wandb_mode, cfg.wandb_project, asdict(cfg), out)
     with reporting(cfg, out):
         if asks: try_judge(cfg.judge_model, judge_url)
@@ -184,8 +187,9 @@ def _in_folder(cfg, out, start):
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {
-    'rows': 'rows eval_rows n_rows n_eval columns template system mask_prompt max_seq_len',
-    'model': 'model_id n_freeze freeze_embed tied lora_rank lora_alpha lora_layers '
+    'rows': 'rows rows_subset rows_split rows_revision eval_rows n_rows n_eval columns bad template '
+            'system mask_prompt max_seq_len',
+    'model': 'model_id model_revision n_freeze freeze_embed tied lora_rank lora_alpha lora_layers '
              'save_adapter device precision attention gradient_checkpointing',
     'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
                 'weight_decay warmup max_grad_norm seed',

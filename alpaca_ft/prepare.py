@@ -6,55 +6,8 @@
 __all__ = ['prepare']
 
 # %% ../nbs/command/prepare.ipynb #ddca83f6
-import warnings
 from types import SimpleNamespace
 from .tools.templates import prompt_format, refuse_special, set_system
-
-# %% ../nbs/command/prepare.ipynb #139ef41b
-def _held_out(rows, train_rows, cfg):
-    "The first `n_eval` of one's own held-out rows; say how many of them the training rows ask too"
-    from alpaca_ft.tools.answers import leaks
-    n = cfg.n_eval or len(rows)
-    if n > len(rows): raise ValueError(f'{cfg.eval_rows}: has {len(rows)} rows, n_eval is {n}')
-    rows = rows.select(range(n))
-    if leaked := leaks(train_rows, rows):
-        first = f'row {leaked[0]["eval"]} is row {leaked[0]["train"]} of {cfg.rows}'
-        warnings.warn(f'{cfg.eval_rows}: {len(leaked)} of {n} rows are trained on too: {first}')
-    return rows
-
-def get_rows(
-    cfg # `Config`
-): # train rows, eval rows, is the truth known?
-    "Take the small world's rows, or load and split one's own"
-    from alpaca_ft.data import load_rows, split_rows
-    from alpaca_ft.small_world import make_rows
-    if cfg.rows is None:
-        if cfg.eval_rows: raise ValueError('eval_rows: the small world has its own; give rows too')
-        train_rows = make_rows(cfg.n_rows or 4000, seed=cfg.seed)
-        return train_rows, make_rows(cfg.n_eval or 500, seed=cfg.seed, split='eval'), True
-    rows = load_rows(cfg.rows, columns=cfg.columns)
-    if cfg.n_rows and cfg.n_rows < len(rows):
-        warnings.warn(f'{cfg.rows}: {cfg.n_rows:,} of {len(rows):,} rows are used (n_rows)')
-        rows = rows.shuffle(seed=cfg.seed).select(range(cfg.n_rows))
-    if cfg.eval_rows:
-        return rows, _held_out(load_rows(cfg.eval_rows, columns=cfg.columns), rows, cfg), False
-    n_eval = cfg.n_eval or min(1000, max(1, len(rows) // 10))
-    if n_eval >= len(rows):
-        raise ValueError(f'{cfg.rows}: with {len(rows)} in all, rows are too few to hold out '
-                         f'{n_eval}: give more rows, or a smaller n_eval')
-    return *split_rows(rows, n_eval, cfg.seed), False
-
-# %% ../nbs/command/prepare.ipynb #13cb059d
-def _get_blocks(rows, tokenizer, cfg, hf_config, n_asked=0):
-    "Turn rows into blocks: prompts, ids, targets. ValueError where the model has no room for them"
-    from alpaca_ft.data import encode_rows, pack
-    from alpaca_ft.tools.prompts import check_fits
-    name = cfg.rows or 'the small world'
-    template = prompt_format(cfg.template, cfg.system)
-    try: examples = encode_rows(rows, tokenizer, template=template)
-    except ValueError as e: raise ValueError(f'{name}: {e}') from e
-    check_fits(examples, hf_config, cfg.max_seq_len, n_asked, name)
-    return pack(examples, cfg.max_seq_len, mask_prompt=cfg.mask_prompt, seed=cfg.seed)
 
 # %% ../nbs/command/prepare.ipynb #ca84d170
 def prepare(
@@ -62,10 +15,12 @@ def prepare(
 ): # namespace: all that the next functions call `ready`
     """Check everything, load everything: all that can go wrong does so here
 
-    The namespace holds model, tokenizer, train_rows, eval_rows, truth_known, blocks, eval_blocks,
-    train_dl, eval_dl, params (a text) and asked_rows, the held-out rows that will be answered."""
+    The namespace holds model, tokenizer, train_rows, eval_rows, n_train, n_eval, truth_known,
+    blocks, eval_blocks, train_dl, eval_dl, params (a text), asked_rows (held-out rows that will be
+    answered), told (lines for the plan) and notes (rows that were left out)."""
     from alpaca_ft.data import get_dls
     from alpaca_ft.freeze import count_params, freeze, load_model
+    from alpaca_ft.intake import get_blocks, get_rows
     from alpaca_ft.tools.attention import attend_per_document
     from alpaca_ft.tools.device import check_precision, find_device
     from alpaca_ft.tools.fitting import naming_memory
@@ -73,24 +28,19 @@ def prepare(
     device = find_device(cfg.device)
     check_precision(device, cfg.precision)
     template = prompt_format(cfg.template, cfg.system)
-    train_rows, eval_rows, truth_known = get_rows(cfg)
+    given = get_rows(cfg)
     # weights in bf16 would need the autocast that fp32 does without
     dtype = 'float32' if cfg.precision == 'fp32' else None
     with naming_memory(f'{cfg.model_id} was loaded'):
-        model, tokenizer = load_model(cfg.model_id, dtype, device)
+        model, tokenizer = load_model(
+            cfg.model_id, dtype, device, revision=cfg.model_revision)
     refuse_special(template, tokenizer)
     if cfg.system and template == 'chat': set_system(tokenizer, cfg.system)
     freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
     if cfg.attention != 'sdpa': attend_per_document(model)
     spare_last_layer(model)
-    # own rows are answered only to be shown or judged; where the truth is known, each is counted
-    n_asked = max(cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
-    if truth_known: n_asked = len(eval_rows)
-    asked_rows = eval_rows.select(range(min(n_asked, len(eval_rows))))
-    blocks = _get_blocks(train_rows, tokenizer, cfg, model.config)
-    eval_blocks = _get_blocks(eval_rows, tokenizer, cfg, model.config, len(asked_rows))
-    train_dl, eval_dl = get_dls(blocks, eval_blocks, cfg.batch_size, cfg.seed)
-    return SimpleNamespace(
-        model=model, tokenizer=tokenizer, train_rows=train_rows, eval_rows=eval_rows,
-        truth_known=truth_known, blocks=blocks, eval_blocks=eval_blocks, train_dl=train_dl,
-        eval_dl=eval_dl, params=count_params(model), asked_rows=asked_rows)
+    given = get_blocks(given, tokenizer, template, cfg, model.config)
+    train_dl, eval_dl = get_dls(given.blocks, given.eval_blocks, cfg.batch_size, cfg.seed)
+    more = dict(model=model, tokenizer=tokenizer, train_dl=train_dl, eval_dl=eval_dl,
+                params=count_params(model))
+    return SimpleNamespace(**vars(given) | more)

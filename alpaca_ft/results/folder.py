@@ -147,14 +147,16 @@ def check_room(
     "OSError where less is free on the disk than the run may need."
     from alpaca_ft.results.cost import cache_size, disk_bytes, free_bytes, size_text
     need = sum(disk_bytes(cfg, ready.model))
-    if cfg.trunk == 'yes': need += cache_size(cfg, ready)
+    cache = cache_size(cfg, ready) if cfg.trunk == 'yes' else 0
+    need += cache
     parts = [Path(cfg.out, name) for name in ('checkpoints', 'trunk')]
     files = [f for part in parts for f in part.rglob('*')]
     need -= sum(f.stat().st_size for f in files if f.is_file())
     free = free_bytes(cfg.out)
     if need <= free: return
     raise OSError(f'{cfg.out}: the run may need {size_text(need)} of disk, and {size_text(free)} '
-                  'are free: make room, or choose another disk (--out)')
+                  'are free: make room, or choose another disk (--out)' +
+                  f', or do without {size_text(cache)} of it (--trunk no)'*(cache > 0))
 
 # %% ../../nbs/results/folder.ipynb #8b8c02c0
 @contextmanager

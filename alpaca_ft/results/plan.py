@@ -8,9 +8,11 @@ __all__ = ['try_worst', 'settle', 'plan']
 # %% ../../nbs/results/plan.ipynb #71f18e32
 import time
 from dataclasses import replace
+from .cards import cards_text
 from .cost import answer_bytes, cache_size, disk_bytes, flops_of, free_bytes
-from .cost import run_flops, saved_flops, size_text
+from .cost import longest_row, run_flops, saved_flops, size_text
 from .report import duration
+from ..tools.device import gpu_room, wait_for
 from ..tools.load import BUNDLED, cpu_likes_bf16, uses_bf16
 
 # %% ../../nbs/results/plan.ipynb #d32c9968
@@ -28,15 +30,13 @@ def _stepped_opt(model, cfg):
 
 def _seconds_of_worst(model, batch, cfg, device):
     "Forward and backward beside the optimizer's state, by the clock."
-    import torch
     from alpaca_ft.loop import autocast_for, lm_loss
-    on_gpu = device.type == 'cuda'
     opt = _stepped_opt(model, cfg)
-    if on_gpu: torch.cuda.synchronize(device)
+    wait_for(device)
     start = time.perf_counter()
     with autocast_for(model, cfg.precision): loss, *_ = lm_loss(model.train(), batch)
     loss.backward()
-    if on_gpu: torch.cuda.synchronize(device)
+    wait_for(device)
     seconds = time.perf_counter() - start
     del opt # its state had to be there until now
     return seconds
@@ -85,7 +85,17 @@ def trial_speed(
 
 # %% ../../nbs/results/plan.ipynb #ba6f1f2b
 # operations in the time that a disk needs for a byte: a slow CPU's disk, a card with a fast one
-OPS_PER_BYTE = dict(cpu=200, cuda=60_000)
+OPS_PER_BYTE = dict(cpu=200, mps=1_000, cuda=60_000)
+
+def lacks_room(
+    cfg, ready # `Config` with a settled precision, and what `prepare` gave
+): # bool
+    "Say whether this GPU has no room for the frozen layers beside what is trained"
+    from alpaca_ft.freeze import run_ledger
+    kind = ready.model.device.type
+    card = gpu_room(kind)
+    if not card: return False
+    return run_ledger(ready.model.config, cfg, device=kind, trunk='no')['total'] > card[1]
 
 def why_not_once(
     cfg, ready # `Config`, and what `prepare` gave
@@ -94,11 +104,12 @@ def why_not_once(
     from alpaca_ft.tools.trunk import split_trunk
     try: split_trunk(ready.model, cfg.n_freeze)
     except ValueError as e: return str(e)
-    if cfg.epochs == 1: return 'there is one epoch'
     n_bytes, room = cache_size(cfg, ready), free_bytes(cfg.out) - sum(disk_bytes(cfg, ready.model))
     if n_bytes > .9*room:
         return (f'that needs {size_text(n_bytes)}, and beside model and checkpoints the disk has '
                 f'{size_text(max(room, 0))} free')
+    if lacks_room(cfg, ready): return None
+    if cfg.epochs == 1: return 'there is one epoch'
     # written once, read in each epoch
     n_moved = n_bytes*(1 + cfg.epochs)
     if saved_flops(cfg, ready) < n_moved*OPS_PER_BYTE[ready.model.device.type]:
@@ -110,14 +121,14 @@ def settle(
 ): # `Config` in which precision, attention and trunk are no longer 'auto'
     "Choose the fastest exact way for this model and this device. ValueError: trunk='yes' cannot be"
     from alpaca_ft.tools.trunk import split_trunk
-    device, chosen = ready.model.device, {}
+    device = ready.model.device
     if cfg.precision == 'auto':
         pays = device.type == 'cpu' and cfg.model_id not in BUNDLED and cpu_likes_bf16()
-        chosen['precision'] = 'bf16' if pays or uses_bf16(device) else 'fp32'
-    if cfg.attention == 'auto': chosen['attention'] = 'per_document'
-    if cfg.trunk == 'auto': chosen['trunk'] = 'no' if why_not_once(cfg, ready) else 'yes'
+        cfg = replace(cfg, precision='bf16' if pays or uses_bf16(device) else 'fp32')
+    if cfg.attention == 'auto': cfg = replace(cfg, attention='per_document')
+    if cfg.trunk == 'auto': cfg = replace(cfg, trunk='no' if why_not_once(cfg, ready) else 'yes')
     if cfg.trunk == 'yes': split_trunk(ready.model, cfg.n_freeze)
-    return replace(cfg, **chosen)
+    return cfg
 
 # %% ../../nbs/results/plan.ipynb #62724002
 def _time(cfg, ready, speed):
@@ -149,6 +160,16 @@ def _memory(cfg, ready):
             f'{size_text(answer_bytes(cfg, ready))} for what answers remember '
             '(--answer_batch_size)')
 
+def _cards(asked, cfg, ready):
+    "The cards that the run fits, in the precision and the way that each would choose"
+    longest = max(map(longest_row, (ready.blocks, ready.eval_blocks)))
+    n_tokens = (len(ready.blocks) + len(ready.eval_blocks))*cfg.max_seq_len
+    own, run = gpu_room(ready.model.device.type), replace(cfg, precision=asked.precision,
+                                                          trunk=asked.trunk)
+    lines = cards_text(ready.model.config, run, longest, len(ready.asked_rows), n_tokens,
+                       own and (*own, cfg.precision))
+    return '\n        '.join(lines)
+
 def _speed(cfg, ready):
     "Operations a second; the error, as a text, where the trial of a dry run does not fit"
     try: return trial_speed(cfg, ready), None
@@ -158,11 +179,11 @@ def _speed(cfg, ready):
 
 # %% ../../nbs/results/plan.ipynb #695241d8
 def plan(
-    cfg, ready # `Config`, and what `prepare` gave
+    cfg, ready # `Config`, best as it was typed, and what `prepare` gave
 ): # text
-    "Say what a run will take: rows, blocks, steps, parameters, memory, time, disk"
+    "Say what a run will take: rows, blocks, steps, parameters, memory, cards, time, disk"
     from alpaca_ft.loop import count_steps
-    cfg = settle(cfg, ready)
+    asked, cfg = cfg, settle(cfg, ready)
     speed, no_room = _speed(cfg, ready)
     per_epoch, n_steps = count_steps(len(ready.train_dl), cfg)
     saved, kept = map(size_text, disk_bytes(cfg, ready.model))
@@ -178,6 +199,7 @@ def plan(
         f'model   {cfg.model_id}: {ready.params}',
         f'fast    {_fast(cfg, ready, speed)}',
         f'memory  {_memory(cfg, ready)}',
+        f'cards   {_cards(asked, cfg, ready)}',
         f'time    {no_room or _time(cfg, ready, speed)}',
         f'disk    about {saved} for the model, at most {kept} for checkpoints'
         f'{cache*(cfg.trunk == "yes")}, in {cfg.out}; {size_text(free_bytes(cfg.out))} are free'])
