@@ -166,8 +166,8 @@ class Dialect:
             if not rule: return False
             name, _, change, instead = rule
             self.learned[name] = change
-        first_line = printable(words.splitlines()[0][:160])
-        if self.say: self.say(f'the service refuses {name}: {instead} ({first_line})')
+        said = printable(max(words.splitlines(), key=len)[:160])
+        if self.say: self.say(f'the service refuses {name}: {instead} ({said})')
         return True
 
     def more_room(self,
