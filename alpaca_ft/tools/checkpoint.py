@@ -8,7 +8,7 @@ __all__ = ['NO_DIFFERENCE', 'open_epoch', 'differences', 'Checkpointer', 'finish
 # %% ../../nbs/tools/checkpoint.ipynb #3f92a309
 import hashlib, json, math, signal, threading, time, warnings
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 
@@ -68,8 +68,17 @@ def _order_hash(
 
 # %% ../../nbs/tools/checkpoint.ipynb #fc28e4b2
 # fields of Config that may change between a run and its resumption: they change no weight
-NO_DIFFERENCE = ('out', 'resume', 'dry_run', 'answer_batch_size', 'n_judge', 'judge_model',
-                 'judge_url', 'wandb_project', 'wandb_mode', 'log_model')
+NO_DIFFERENCE = ('out resume dry_run device save_dtype answer_batch_size n_answers n_judge '
+                 'judge_model judge_url wandb_project wandb_mode log_model save_adapter').split()
+
+def differences(
+    there:dict, # identity stored with the run
+    here:dict # identity of this call
+)->list: # one line for each difference
+    "Say what differs between two runs, field by field."
+    def text(run, k): return json.dumps(run.get(k, '(absent)'), default=str)
+    def line(k): return f"{k}: {there.get(k, '(absent)')} there, {here.get(k, '(absent)')} here"
+    return [line(k) for k in there | here if text(there, k) != text(here, k)]
 
 # %% ../../nbs/tools/checkpoint.ipynb #3bd1a5b0
 # of a model's configuration: names, and what is said by the weights' own dtypes or changes nothing
@@ -84,7 +93,8 @@ def model_identity(
     trained = {f'model.trained.{name}': f'{p.dtype} {list(p.shape)}'
                for name, p in model.named_parameters() if p.requires_grad}
     how = {'model.frozen': frozen_hash(model), 'model.attention': model.config._attn_implementation}
-    return config | how | trained
+    lora = {'model.lora': [part.scaling for part in model.modules() if hasattr(part, 'lora_A')]}
+    return config | how | trained | (lora if lora['model.lora'] else {})
 
 def _opt_identity(opt):
     "An optimizer's kind and settings; its learning rate is a function of the configuration"
@@ -111,27 +121,13 @@ def run_identity(
     data |= {f'data.hidden.{k}': v for k, v in made.items()}
     return config | data | _opt_identity(opt) | model_identity(model)
 
-# %% ../../nbs/tools/checkpoint.ipynb #39b3110c
-def differences(
-    there:dict, # identity stored with the run
-    here:dict # identity of this call
-)->list: # one line for each difference
-    "Say what differs between two runs, field by field."
-    lines = []
-    for k in there | here:
-        a, b = there.get(k, '(absent)'), here.get(k, '(absent)')
-        same = json.dumps(a, default=str) == json.dumps(b, default=str)
-        if not same: lines.append(f'{k}: {a} there, {b} here')
-    return lines
-
-# %% ../../nbs/tools/checkpoint.ipynb #34bf4b31
+# %% ../../nbs/tools/checkpoint.ipynb #ea8c142f
 def checkpoint_files(
     out # the run's folder
 )->list: # paths, oldest first
     "List the finished checkpoints of a run."
     return sorted(f for f in Path(out, 'checkpoints').glob('step_*.pt') if f.is_file())
 
-# %% ../../nbs/tools/checkpoint.ipynb #ea8c142f
 VERSION = 3  # of what stands in a checkpoint; alpaca_ft 0.1.0 wrote 1
 
 def _plain(x):
@@ -194,13 +190,14 @@ def _check_version(state, out):
 def load_checkpoint(
     out, # the run's folder
     model, opt, # filled in place
-    identity:dict # what must be the same
+    identity:dict, # what must be the same
+    defaults:dict={} # of its entries: what one that the checkpoint does not have yet was then
 )->list: # the history; empty where there is no checkpoint
     "Read the newest checkpoint; ValueError where it is of another version, or of another run."
     state = _newest(out)
     if state is None: return []
     _check_version(state, out)
-    if diff := differences(state['identity'], _plain(identity)):
+    if diff := differences(defaults | state['identity'], _plain(identity)):
         raise ValueError(f'{out} holds another run:\n  ' + '\n  '.join(diff))
     params = dict(model.named_parameters())
     with torch.no_grad():
@@ -219,6 +216,9 @@ class Checkpointer:
         self.out, self.model, self.opt, self.every = out, model, opt, every
         self.saved, self.cost = time.perf_counter(), 0.
         self.folder = Path(out, 'checkpoints') if out else None
+        # a run that began before there was such a field is a run that has it at its default
+        self.defaults = {f'config.{f.name}': f.default for f in fields(cfg)
+                         if f.name not in NO_DIFFERENCE}
         if out: self.identity = run_identity(model, train_dl, cfg, opt)
         else: _order_hash(train_dl, cfg.seed)
     def start(self,
@@ -227,7 +227,8 @@ class Checkpointer:
         "Load the newest checkpoint, or refuse a folder that is in use."
         if self.out is None: return []
         sweep(self.folder)
-        if resume: return load_checkpoint(self.out, self.model, self.opt, self.identity)
+        run = self.model, self.opt, self.identity, self.defaults
+        if resume: return load_checkpoint(self.out, *run)
         if found := checkpoint_files(self.out):
             where = f'out={str(self.out)!r} holds a run ({found[-1].name})'
             raise ValueError(f'{where}: pass resume=True to go on with it, or another folder')

@@ -41,7 +41,8 @@ def changes_to_try(
         half, n_blocks = cfg.batch_size//2, cfg.batch_size*cfg.gradient_accumulation_steps
         yield dict(batch_size=half, gradient_accumulation_steps=-(-n_blocks//half))
     if not cfg.gradient_checkpointing: yield dict(gradient_checkpointing=True)
-    if cfg.n_freeze < n_layers: yield dict(n_freeze=cfg.n_freeze + 1)
+    n_most = n_layers - (cfg.lora_rank is not None)  # LoRA needs a layer
+    if cfg.n_freeze < n_most: yield dict(n_freeze=cfg.n_freeze + 1)
 
 # %% ../../nbs/tools/fitting.ipynb #ea10375e
 def oom_advice(

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from functools import lru_cache
 from types import SimpleNamespace
 from .load import check_family, default_device, uses_bf16
+from .lora_ledger import kept_with_lora, operations_with_lora
 
 # %% ../../nbs/tools/ledger.ipynb #96055a1e
 def model_sizes(
@@ -36,29 +37,35 @@ def model_sizes(
 BYTES = dict(fp32=(4, 4, 4), autocast=(4, 4, 2), mixed=(2, 4, 2), bf16=(2, 2, 2))
 
 # %% ../../nbs/tools/ledger.ipynb #6e517cbf
-def layer_bytes(
+def attention_bytes(
     c,            # from `model_sizes`
     max_seq_len,  # tokens in a block
     act,          # bytes of an activation
-    res,          # bytes of a number in the residual stream
-    trained,      # is the layer trained? Else backward only passes through it
-    mixed,        # under autocast?
     packed,       # several documents under a mask? 'per_document': each by itself, in fp32
 ):                # bytes
-    "Count the bytes that one layer keeps for each token."
+    "Count the bytes that attention keeps for each token, with the norms of its heads."
     # under a mask, SDPA repeats keys and values that are shared by heads
     by_document = packed == 'per_document'
     masked = bool(packed) and not by_document
     kv = c.q if masked else c.kv
-    # norms: input, root mean square; gate, activated gate, up
-    n = 2*(4*c.d + 4) + 3*c.f*act
     # queries, keys, values, result, mask; log of the sum (long documents on a CPU: no result)
-    n += (2*c.q + 2*kv + masked*max_seq_len)*(4 if by_document else act) + 4*c.heads
-    if by_document: n += c.q*act  # the documents' results, joined
-    if c.qk_norm: n += 4*(c.q + c.kv + c.heads + c.kv_heads)
+    n = (2*c.q + 2*kv + masked*max_seq_len)*(4 if by_document else act) + 4*c.heads
+    return n + c.qk_norm*4*(c.q + c.kv + c.heads + c.kv_heads)
+
+def layer_bytes(
+    c, max_seq_len, act,  # as in `attention_bytes`
+    res,                  # bytes of a number in the residual stream
+    trained,              # is the layer trained? Else backward only passes through it
+    mixed,                # under autocast?
+    packed,               # as in `attention_bytes`
+):                        # bytes
+    "Count the bytes that one layer keeps for each token."
+    # norms: input, root mean square; gate, activated gate, up
+    n = 2*(4*c.d + 4) + 3*c.f*act + attention_bytes(c, max_seq_len, act, packed)
     if not trained: return n
     # normalised vectors; inputs of q, k, v, gate, up; input of down
     n += 2*c.d*res + (5 if mixed else 2)*c.d*act + c.f*act
+    n += (packed == 'per_document')*c.q*act  # the documents' results, joined
     return n + c.qk_norm*(c.q + c.kv)*act
 
 # %% ../../nbs/tools/ledger.ipynb #eaa70f79
@@ -98,7 +105,7 @@ def head_bytes(
     several = n_rows*c.vocab*(8 if n_targets > chunk else 0)
     one = n_rows*c.vocab*(4 + act) + trained*matrix*4
     at_once = max(several, one) + (act < w)*matrix*act
-    return n_targets*c.d*w + n_tok + trained*matrix*w, at_once
+    return n_targets*(c.d*w + 8) + trained*matrix*w, at_once
 
 # %% ../../nbs/tools/ledger.ipynb #08f85aab
 # bytes of state for a parameter of `w` bytes
@@ -132,18 +139,31 @@ def check_kinds(
 # %% ../../nbs/tools/ledger.ipynb #e309e2fe
 def parameter_counts(
     model,  # any model that `freeze` has been through, also one on the meta device
-):          # namespace: frozen, trained, matrices, head, reached
+):          # namespace: frozen, trained, matrices, head, reached, lora, in_layers
     """Count frozen and trained parameters, and those in trained matrices of layers (`matrices`).
 
-    `head`: is the head trained? `reached`: does backward go down to the embedding?"""
-    n = dict(frozen=0, trained=0)
-    for p in model.parameters(): n['trained' if p.requires_grad else 'frozen'] += p.numel()
-    trained = [p for p in model.model.layers.parameters() if p.requires_grad]
-    matrices = sum(p.numel() for p in trained if p.ndim == 2)
-    return SimpleNamespace(**n, matrices=matrices, head=model.lm_head.weight.requires_grad,
-                           reached=model.model.embed_tokens.weight.requires_grad)
+    `head`: is the head trained? `reached`: does backward go down to the embedding? `lora`: linear
+    layer -> rank of its correction. `in_layers`: frozen parameters, layer by layer."""
+    def count(params, trained): return sum(p.numel() for p in params if p.requires_grad == trained)
+    layers = model.model.layers
+    matrices = sum(p.numel() for p in layers.parameters() if p.requires_grad and p.ndim == 2)
+    lora = {name.split('.')[-1]: part.r['default']
+            for name, part in layers.named_modules() if hasattr(part, 'lora_A')}
+    return SimpleNamespace(
+        frozen=count(model.parameters(), False), trained=count(model.parameters(), True),
+        in_layers=[count(layer.parameters(), False) for layer in layers], matrices=matrices,
+        lora=lora, head=model.lm_head.weight.requires_grad,
+        reached=model.model.embed_tokens.weight.requires_grad)
 
 # %% ../../nbs/tools/ledger.ipynb #d4c7262a
+def layers_kept(c, n, way, act, res, mixed):
+    "Bytes for each token kept by all layers, by one; numbers in casts of frozen weights."
+    attention = attention_bytes(c, way.max_seq_len, act, way.packed)
+    if n.lora: return kept_with_lora(c, n.lora, way, attention, act, res)
+    how = act, res, mixed, way.packed
+    kept = kept_by_layers(c, way.max_seq_len, way.n_freeze, n.reached, way.checkpointing, *how)
+    return kept, layer_bytes(c, way.max_seq_len, act, res, True, mixed, way.packed), 0
+
 def step_bytes(
     c,    # from `model_sizes`
     n,    # from `parameter_counts`
@@ -152,19 +172,18 @@ def step_bytes(
     "Add up the memory of a training step, part by part."
     (frozen, w, act), mixed = BYTES[way.precision], way.precision in ('autocast', 'mixed')
     n_tok, res = way.bs*way.max_seq_len, w if n.reached else frozen
-    n_frozen = n.frozen if way.trunk else (not n.head)*c.vocab*c.d  # a frozen head is needed
+    # without the trunk there are still what LoRA stands beside, and a frozen head
+    without = sum(n.in_layers[way.n_freeze:]) + (not n.head)*c.vocab*c.d
     n_targets = n_tok if way.n_targets is None else way.n_targets
-    kept_head, at_head = head_bytes(
-        c, n_tok, n_targets, way.fused, n.head, act, w, way.chunk)
-    again = (c.f + 2*c.d)*act
-    again += layer_bytes(c, way.max_seq_len, act, res, True, mixed, way.packed)
+    kept_head, at_head = head_bytes(c, n_tok, n_targets, way.fused, n.head, act,
+                                    res if n.lora else w, way.chunk)
+    kept, in_layer, copies = layers_kept(c, n, way, act, res, mixed)
+    again = (c.f + 2*c.d)*(w if n.lora else act) + in_layer  # measured
     layer = max(4*(c.f + c.d)*act, again*way.checkpointing)
-    kept = kept_by_layers(c, way.max_seq_len, way.n_freeze, n.reached, way.checkpointing,
-                          act, res, mixed, way.packed)
-    out = dict(frozen=frozen*n_frozen, trained=w*n.trained, gradients=w*n.trained,
-               optimizer=round(OPTIMIZERS[way.optimizer](w)*n.trained),
-               casts=2*n.matrices*mixed, activations=n_tok*kept, logits=kept_head,
-               workspace=max(at_head, n_tok*layer - kept_head))
+    out = dict(frozen=frozen*(n.frozen if way.trunk else without), trained=w*n.trained,
+               gradients=w*n.trained, optimizer=round(OPTIMIZERS[way.optimizer](w)*n.trained),
+               casts=2*(n.matrices + copies)*mixed, activations=n_tok*kept,
+               logits=kept_head, workspace=max(at_head, n_tok*layer - kept_head))
     return out | dict(total=sum(out.values()))
 
 # %% ../../nbs/tools/ledger.ipynb #a126c08b
@@ -179,28 +198,35 @@ def step_operations(
     attention = 4*n_tok*way.max_seq_len*c.q
     head = 2*(n_tok if way.n_targets is None else way.n_targets)*c.d*c.vocab
     n_trained, n_passed = c.n_layers - way.n_freeze, way.n_freeze*n.reached
-    forward = (c.n_layers if way.trunk else n_trained)*(linear + attention) + head
-    backward = n_trained*2*(linear + attention) + n_passed*(linear + 2*attention)
+    if n.lora:
+        forward, backward, again = operations_with_lora(c, n.lora, n_trained, n_tok, way)
+    else:
+        forward = n_trained*(linear + attention)
+        backward = n_trained*2*(linear + attention) + n_passed*(linear + 2*attention)
+        again = (n_trained + n_passed)*(linear + attention - 2*n_tok*c.d*c.f)
+    forward += way.trunk*way.n_freeze*(linear + attention) + head
     backward += head*(1 + n.head)
-    again = linear + attention - 2*n_tok*c.d*c.f
-    again *= way.checkpointing*(n_trained + n_passed)
-    total = forward + backward + again
-    return dict(forward=forward, backward=backward, recomputed=again, total=total)
+    parts = dict(forward=forward, backward=backward, recomputed=again*way.checkpointing)
+    return parts | dict(total=sum(parts.values()))
 
 # %% ../../nbs/tools/ledger.ipynb #75a72d19
 @lru_cache(256)
-def _counted(freeze, kind, text, *choices):
-    "Count what `freeze` leaves to train in a model of this configuration (class, JSON)"
+def _counted(freeze, kind, text, choices, rank, layers):
+    "Count what `freeze` or LoRA trains in a model of this configuration (class, JSON)"
     import torch
     from transformers import AutoModelForCausalLM
+    from alpaca_ft.tools.lora import add_lora
     with torch.device('meta'):
         model = AutoModelForCausalLM.from_config(kind.from_dict(json.loads(text)))
-    return parameter_counts(freeze(model, *choices))
+        if not rank: return parameter_counts(freeze(model, *choices))
+        freeze(model, choices[0], tied='freeze', train_dtype=None)
+        return parameter_counts(add_lora(model, rank, layers=layers))
 
 def _counts(freeze, hf_config, way):
     # the configuration is left as it is, and has no hash of its own
     text = hf_config.to_json_string(use_diff=False)
-    return _counted(freeze, type(hf_config), text, way.n_freeze, way.freeze_embed, way.tied)
+    choices = way.n_freeze, way.freeze_embed, way.tied
+    return _counted(freeze, type(hf_config), text, choices, way.lora_rank, way.lora_layers)
 
 def predicted_bytes(
     freeze,     # of lesson 01: decides what is trained
@@ -236,7 +262,8 @@ def ledger_arguments(
     others = {k: v for k, v in changes.items() if k not in names}
     both = dict(n_freeze=cfg.n_freeze, freeze_embed=cfg.freeze_embed, tied=cfg.tied,
                 bs=cfg.batch_size, max_seq_len=cfg.max_seq_len,
-                checkpointing=cfg.gradient_checkpointing, trunk=cfg.trunk != 'yes')
+                checkpointing=cfg.gradient_checkpointing, trunk=cfg.trunk != 'yes',
+                lora_rank=cfg.lora_rank, lora_layers=cfg.lora_layers)
     if 'n_targets' in others: both['n_targets'] = others.pop('n_targets')
     device, precision = default_device() if cfg.device == 'auto' else cfg.device, 'fp32'
     if uses_bf16(device, cfg.precision): precision = 'autocast' if device == 'cpu' else 'mixed'

@@ -230,14 +230,14 @@ def load_model(
 ):                # model (in eval mode, `use_cache` off), tokenizer
     """Load a model of a Llama-like family and its tokenizer, from safetensors only.
 
-    No pickle is opened, no code of the model's is run. TypeError, ValueError or FileNotFoundError
-    tell of a model that is not there, of another family, quantised, without readable safetensors,
-    or with a tokenizer that does not fit: before weights are read where that is possible."""
+    An adapter's folder is loaded with its base. No pickle is opened, no code of the model's is run.
+    TypeError, ValueError or FileNotFoundError, before weights are read where that is possible."""
     from transformers import AutoTokenizer
+    from alpaca_ft.tools.lora import load_adapter
     device = device or default_device()
     dtype, source = _dtype(dtype, device), at_revision(_find_model(model_id), revision)
-    d = _read_config(source)
-    check_family(d, model_id)
+    if adapter := load_adapter(source, load_model, dtype, device): return adapter
+    check_family(d := _read_config(source), model_id)
     if isinstance(source, Path): _check_weights(source)
     what = f'{model_id}: no tokenizer that can be read (expected tokenizer.json)'
     with sentence(what, FileNotFoundError):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QKV', 'LINEARS', 'linear_names', 'linear_sizes', 'kept_with_lora', 'operations_with_lora']
 
-# %% ../../nbs/tools/lora_ledger.ipynb #77537eb0
+# %% ../../nbs/tools/lora_ledger.ipynb #bd12922b
 QKV = 'q_proj', 'k_proj', 'v_proj'
 LINEARS = (*QKV, 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
@@ -26,7 +26,7 @@ def linear_sizes(
     attention = dict(q_proj=(c.d, c.q), k_proj=(c.d, c.kv), v_proj=(c.d, c.kv), o_proj=(c.q, c.d))
     return attention | dict(gate_proj=(c.d, c.f), up_proj=(c.d, c.f), down_proj=(c.f, c.d))
 
-# %% ../../nbs/tools/lora_ledger.ipynb #24706e2d
+# %% ../../nbs/tools/lora_ledger.ipynb #fa5c7e1d
 def live_inputs(
     lora, # names of the linear layers with LoRA
     live, # is the layer's own input live?
@@ -37,27 +37,28 @@ def live_inputs(
     downs = gates or 'gate_proj' in lora or 'up_proj' in lora
     return [*QKV]*live + ['o_proj']*attends + ['gate_proj', 'up_proj']*gates + ['down_proj']*downs
 
-# %% ../../nbs/tools/lora_ledger.ipynb #416add39
+# %% ../../nbs/tools/lora_ledger.ipynb #84885290
 def lora_kept(
     c, # from `model_sizes`
     lora:dict, # name of a linear layer -> rank of its correction
     live:bool, # is the layer's input live?
     attention, # bytes that attention keeps for a token
-    act, res # bytes of an activation, of a number in the residual stream
+    act, res, # bytes of an activation, of a number in the residual stream
+    by_document # does attention see each document by itself?
 )->int: # bytes
     "Count the bytes that one layer keeps for each token."
     def copies(names):
         n = sum(name in lora for name in names)
         return n if act < res else min(n, 1)
-    flowing, (q, k, v) = live_inputs(lora, live), (live or name in lora for name in QKV)
+    flowing, (q, k) = live_inputs(lora, live), (live or name in lora for name in QKV[:2])
     if c.qk_norm:  # a norm of heads keeps its input in fp32
         attention -= 4*((not q)*(c.q + c.heads) + (not k)*(c.kv + c.kv_heads))
     gate, up = (name in lora or 'gate_proj' in flowing for name in LINEARS[4:6])
     n = (live + ('gate_proj' in flowing))*(4*c.d + 4)  # norms: input, root mean square
     n += ('o_proj' in flowing)*attention + (2*gate + up)*c.f*act
     inputs = (copies(QKV) + copies(LINEARS[4:6]))*c.d + ('down_proj' in lora)*c.f
-    # what attention gives is kept for its own backward, where it has one
-    inputs += ('o_proj' in lora and 'o_proj' not in flowing)*c.q
+    # what attention gives it keeps itself, where it is live, unless documents are joined
+    inputs += ('o_proj' in lora and (by_document or 'o_proj' not in flowing))*c.q
     return n + (inputs + sum(lora.values()))*act
 
 def lora_casts(
@@ -69,7 +70,7 @@ def lora_casts(
     sizes = linear_sizes(c)
     return sum(sizes[name][0]*sizes[name][1] for name in live_inputs(lora, live))
 
-# %% ../../nbs/tools/lora_ledger.ipynb #c44bd628
+# %% ../../nbs/tools/lora_ledger.ipynb #f7e28d01
 def lora_operations(
     c, # from `model_sizes`
     lora:dict, # name of a linear layer -> rank of its correction
@@ -88,7 +89,7 @@ def lora_operations(
     backward += sum(2*second[name] + (1 + (name in flowing))*first[name] for name in lora)
     return forward, backward, forward - second.get('down_proj', own['down_proj'])
 
-# %% ../../nbs/tools/lora_ledger.ipynb #047c206c
+# %% ../../nbs/tools/lora_ledger.ipynb #e8871f4f
 def kept_with_lora(
     c, # from `model_sizes`
     lora:dict, # name of a linear layer -> rank of its correction
@@ -98,9 +99,10 @@ def kept_with_lora(
 )->tuple: # bytes for each token: of all layers, of one; numbers in copies of frozen weights
     "Count what is kept, from the lowest layer with LoRA to the final norm."
     lives = [i > way.n_freeze for i in range(way.n_freeze, c.n_layers)]
-    each = [lora_kept(c, lora, live, attention, act, res) for live in lives]
+    sizes = attention, act, res, way.packed == 'per_document'
+    each = [lora_kept(c, lora, live, *sizes) for live in lives]
     copies = [lora_casts(c, lora, live) for live in lives]
-    through, in_layer = 4*c.d + 4, lora_kept(c, lora, True, attention, act, res)
+    through, in_layer = 4*c.d + 4, lora_kept(c, lora, True, *sizes)
     # layers share the rotary tables, where a gradient goes through queries or keys
     turned = len(lives) > 1 or 'q_proj' in lora or 'k_proj' in lora
     kept = through + sum(each) + turned*2*c.head_dim*res
