@@ -9,15 +9,15 @@ __all__ = ['evaluate', 'next_probs', 'generate', 'prompt_table', 'measure', 'val
 import math, os
 from contextlib import contextmanager
 
-import numpy as np, torch
+import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .tools.answers import (answer_rates, answer_record, exact_match, keep_answers,
                                      read_table, stop_rates)
 from .tools.batching import answer_all, eos_ids, prompt_ids
-from .tools.sampling import avoid_repeats, check_numbers, darts, draw, gen_settings
-from .tools.sampling import nucleus, only_top
+from .tools.sampling import (avoid_repeats, check_numbers, chooser, gen_settings,
+                                      nucleus, only_top)
 from .tools.tracking import track
 from .data import make_prompt
 from .loop import autocast_for, lm_loss, to_device
@@ -78,21 +78,6 @@ def next_probs(
     probs *= nucleus(probs, top_p)
     return probs.div_(probs.sum(-1, keepdim=True))
 
-# %% ../nbs/03_validate.ipynb #ea078b6c
-def _chooser(settings, n):
-    "What chooses the next token of each row, for `n` prompts."
-    n_thrown, how = np.zeros(n, dtype=int), ('temperature', 'top_p', 'top_k')
-    def likeliest(logits, rows):
-        tokens = logits.argmax(-1)   # of a row with NaN: the NaN
-        check_numbers(logits.gather(-1, tokens[:, None])[:, 0], rows)
-        return tokens
-    def drawn(logits, rows):
-        if logits.device.type == 'mps': logits = logits.cpu()   # Apple's GPUs have no float64
-        u = darts(settings['seed'], rows, n_thrown[rows]).to(logits.device)
-        n_thrown[rows] += 1
-        return draw(next_probs(logits, *map(settings.get, how)), u)
-    return drawn if settings['temperature'] else likeliest
-
 # %% ../nbs/03_validate.ipynb #3e222ff0
 def generate(
     model, # a causal language model of the Llama kind
@@ -115,8 +100,8 @@ def generate(
                             repetition_penalty)
     ids, room = prompt_ids(model, tokenizer, prompts, template)
     room = [min(n, settings['max_new_tokens']) for n in room]
-    eos = eos_ids(model, tokenizer)
-    choose = avoid_repeats(_chooser(settings, len(ids)), ids, settings['repetition_penalty'])
+    eos, choose = eos_ids(model, tokenizer), chooser(settings, len(ids), next_probs)
+    choose = avoid_repeats(choose, ids, settings['repetition_penalty'])
     with (eval_mode(model), torch.inference_mode(), autocast_for(model, precision),
           _bar('generate', progress, total=len(ids)) as bar):
         answers, stopped = answer_all(model, ids, room, eos, choose, bs, bar.update)
