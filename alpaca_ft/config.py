@@ -162,6 +162,9 @@ def _check_lora(cfg):
         for name, nothing in unset.items():
             v = getattr(cfg, name)
             if v != nothing: raise ValueError(f'{name}={v!r} is of LoRA: expected lora_rank too')
+    elif cfg.save_adapter and cfg.save_dtype != 'auto':
+        raise ValueError(f'save_dtype={cfg.save_dtype!r}: expected auto with save_adapter, '
+                         'which saves what was trained as it is')
     elif not cfg.freeze_embed or cfg.tied == 'train':
         name = 'tied' if cfg.freeze_embed else 'freeze_embed'
         raise ValueError(f'{name}={getattr(cfg, name)!r}: with lora_rank embedding and head stay '

@@ -65,9 +65,11 @@ def disk_bytes(
     "Count what a run writes"
     from alpaca_ft.freeze import run_ledger
     from alpaca_ft.results.save import widest_dtype
+    from alpaca_ft.tools.dtypes import DTYPES
+    dtype = DTYPES.get(cfg.save_dtype) or widest_dtype(model)
     ledger = run_ledger(model.config, cfg)
     n_params = sum(p.numel() for p in model.parameters())
-    return n_params*widest_dtype(model).itemsize, 3*(ledger['trained'] + ledger['optimizer'])
+    return n_params*dtype.itemsize, 3*(ledger['trained'] + ledger['optimizer'])
 
 def free_bytes(path):
     "Bytes that are free where a folder will stand"

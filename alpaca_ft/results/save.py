@@ -13,6 +13,7 @@ import torch
 
 from ..config import Config
 from .serving import ask_lines, for_conversations, modelfile, serve_lines
+from ..tools.dtypes import DTYPES, rounding, rounding_text
 from ..tools.files import whole_folder, write_text
 from ..tools.tracking import active_run
 
@@ -33,11 +34,11 @@ def write_safetensors(
     weights:dict, # name -> tensor, on any device
     file, # path to write
     dtype:torch.dtype # of floating tensors in the file; others stay as they are
-):
+)->list: # what was lost, as of `rounding`, for each tensor that the dtype does not hold exactly
     "Write a safetensors file; no more than one tensor is copied at a time."
     def stored(t): return dtype if t.is_floating_point() else t.dtype
     in_order = sorted(weights.items(), key=lambda item: (-stored(item[1]).itemsize, item[0]))
-    header, start = dict(__metadata__=dict(format='pt')), 0
+    header, start, lost = dict(__metadata__=dict(format='pt')), 0, []
     for name, t in in_order:
         stop = start + t.numel()*stored(t).itemsize
         header[name] = dict(dtype=CODES[stored(t)], shape=list(t.shape),
@@ -47,10 +48,14 @@ def write_safetensors(
     text += b' '*(-len(text) % 8)
     with open(file, 'wb') as f:
         f.write(len(text).to_bytes(8, 'little') + text)
-        for _, t in in_order:
+        for name, t in in_order:
             # cast on the CPU: a GPU that the training has filled has no room for it
-            t = t.detach().to('cpu').to(stored(t)).contiguous()
+            t, as_stored = t.detach().to('cpu'), stored(t)
+            if torch.promote_types(t.dtype, as_stored) != as_stored:
+                lost.append(rounding(t, as_stored, name))
+            t = t.to(as_stored).contiguous()
             f.write(t.reshape(-1).view(torch.uint8).numpy().data)
+    return lost
 
 # %% ../../nbs/results/save.ipynb #12be1198
 def named_once(
@@ -66,13 +71,15 @@ def write_weights(
     model, # any causal model of transformers
     path, # an existing folder
     dtype:torch.dtype # of every weight in the file
-):
+): # what was lost, in words; None: nothing
     "Write safetensors, config and generation config, all of one dtype, which the config states."
     hf_config = copy.deepcopy(model.config)
     hf_config.update(dict(dtype=dtype, use_cache=True, architectures=[type(model).__name__]))
     hf_config.save_pretrained(path)
     model.generation_config.save_pretrained(path)
-    write_safetensors(named_once(model), Path(path)/'model.safetensors', dtype)
+    weights = named_once(model)
+    lost = write_safetensors(weights, Path(path)/'model.safetensors', dtype)
+    return rounding_text(lost, sum(t.numel() for t in weights.values()), dtype)
 
 # %% ../../nbs/results/save.ipynb #564c2f67
 def _card_table(head, rows):
@@ -83,7 +90,8 @@ def model_card(
     cfg=None, # the run's `Config`
     figures:dict=None, # name -> value
     data:str=None, # what it was trained on; None: what cfg says
-    license:str='not stated'
+    license:str='not stated',
+    lost:str=None # what the saved dtype rounds; None: nothing
 )->str: # Markdown with the hub's header
     "Write a card: base, data, licence, lines that ask in the model's own format, figures, config."
     name = f'{Path(cfg.model_id).name}, instruction-tuned' if cfg else 'An instruction-tuned model'
@@ -91,7 +99,8 @@ def model_card(
     lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation',
              'tags: [alpaca_ft, instruction-tuning]', '---', f'# {name}', '',
              f'Tuned with alpaca_ft from `{cfg.model_id if cfg else "not stated"}`.', '',
-             f'- Data: {data}', f'- Licence: {license}', '']
+             f'- Data: {data}', f'- Licence: {license}', *([f'- Weights: {lost}'] if lost else []),
+             '']
     if cfg:
         lines += ['## Ask it', '', '```python', ask_lines(cfg), '```', '', serve_lines(cfg), '']
     if figures:
@@ -113,21 +122,21 @@ def save_model(
     path, # folder; a model that stands there is replaced
     cfg:Config=None, # written beside the model, and into its card
     figures:dict=None, # for the card: name -> value
-    dtype:torch.dtype=None, # of all weights; None: the widest of the model's, which rounds nothing
+    dtype:torch.dtype=None, # of all weights; None: as cfg says, or one that rounds nothing
     data:str=None, # for the card: what it was trained on; None: what cfg says
     license:str='that of the base model and of the data', # for the card
     log:bool=False, # send the folder to the active W&B run as an artifact
     push_to_hub:str=None # name of a hub repository to upload the folder to
 )->Path: # the folder
     "Write a plain Hugging Face folder in one dtype: the old or the new one stands there, whole."
-    path = Path(path)
+    path, dtype = Path(path), dtype or DTYPES.get(cfg.save_dtype if cfg else 'auto')
     _refuse_other_folder(path)
     with whole_folder(path, replace=True) as folder:
-        write_weights(model, folder, dtype or widest_dtype(model))
+        lost = write_weights(model, folder, dtype or widest_dtype(model))
         (for_conversations(tokenizer, cfg) if cfg else tokenizer).save_pretrained(folder)
         if cfg: cfg.save(folder/'alpaca_ft.json')
         if cfg: write_text(folder/'Modelfile', modelfile(model, tokenizer, cfg))
-        write_text(folder/'README.md', model_card(cfg, figures, data, license))
+        write_text(folder/'README.md', model_card(cfg, figures, data, license, lost))
     if log: log_model(path)
     if push_to_hub: upload(path, push_to_hub)
     return path

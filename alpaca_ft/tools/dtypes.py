@@ -16,7 +16,7 @@ def rounding(
     t,     # a tensor of weights
     dtype, # to be saved in
     name,  # of the tensor, for the error
-    n_at_once=2**22, # numbers that are looked at in one go, to need little memory
+    n_at_once=2**16, # numbers that are looked at in one go, to need little memory
 ):         # how many numbers, how many of them move, sum of squared moves, sum of squares
     "Count what a dtype changes in a tensor. Raises ValueError where a number becomes infinite."
     totals = [0, 0, 0., 0.]
@@ -31,13 +31,14 @@ def rounding(
     return totals
 
 def rounding_text(
-    all_totals, # of `rounding`, one for each tensor
+    all_totals, # of `rounding`, one for each tensor that was rounded
+    n,          # weights in all
     dtype,      # that the weights are saved in
 ):              # a line; None: nothing moved
     "Say what is lost."
-    n, n_moved, moves, squares = map(sum, zip(*all_totals))
-    if not n_moved: return None
+    if not any(n_moved for _, n_moved, *_ in all_totals): return None
+    _, n_moved, moves, squares = map(sum, zip(*all_totals))
     share = (moves/squares)**.5
     short = {dtype: name for name, dtype in DTYPES.items()}[dtype]
-    return (f'{short}: {n_moved:,} of {n:,} weights were rounded, and moved by {share:.2%} of '
-            'their length; figures below were measured before')
+    return (f'{short}: {n_moved:,} of {n:,} weights were rounded, and their tensors moved by '
+            f'{share:.2%} of their length; figures below were measured before')
