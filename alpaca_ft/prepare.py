@@ -10,6 +10,26 @@ from types import SimpleNamespace
 from .tools.templates import prompt_format, refuse_special, set_system
 
 # %% ../nbs/command/prepare.ipynb #ca84d170
+def _choose_trained(model, cfg):
+    "Freeze what is not trained: the lower layers, or all but LoRA in the upper ones"
+    from alpaca_ft.freeze import freeze
+    from alpaca_ft.tools.lora import add_lora
+    if cfg.lora_rank is None: return freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
+    freeze(model, cfg.n_freeze, tied='freeze', train_dtype=None)
+    return add_lora(model, cfg.lora_rank, cfg.lora_alpha, cfg.lora_layers, cfg.seed)
+
+def _params(model, cfg):
+    "The article's line, and where LoRA is"
+    from alpaca_ft.freeze import count_params
+    text, n = count_params(model), len(model.model.layers)
+    if cfg.lora_rank is None: return text
+    beside = 'all linear layers' if cfg.lora_layers == 'all' else cfg.lora_layers
+    upper = f'the upper {n - cfg.n_freeze} of {n} layers (--n_freeze)'
+    saved = 'saved as an adapter' if cfg.save_adapter else 'saved merged'
+    n_lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (f'{text}; LoRA of rank {cfg.lora_rank} ({n_lora:,} numbers) beside {beside} in '
+            f'{upper if cfg.n_freeze else f"all {n} layers"}, {saved}')
+
 def prepare(
     cfg # `Config`
 ): # namespace: all that the next functions call `ready`
@@ -19,7 +39,7 @@ def prepare(
     blocks, eval_blocks, train_dl, eval_dl, params (a text), asked_rows (held-out rows that will be
     answered), told (lines for the plan) and notes (rows that were left out)."""
     from alpaca_ft.data import get_dls
-    from alpaca_ft.freeze import count_params, freeze, load_model
+    from alpaca_ft.freeze import load_model
     from alpaca_ft.intake import get_blocks, get_rows
     from alpaca_ft.tools.attention import attend_per_document
     from alpaca_ft.tools.device import check_precision, find_device
@@ -36,11 +56,11 @@ def prepare(
             cfg.model_id, dtype, device, revision=cfg.model_revision)
     refuse_special(template, tokenizer)
     if cfg.system and template == 'chat': set_system(tokenizer, cfg.system)
-    freeze(model, cfg.n_freeze, cfg.freeze_embed, cfg.tied)
+    _choose_trained(model, cfg)
     if cfg.attention != 'sdpa': attend_per_document(model)
     spare_last_layer(model)
     given = get_blocks(given, tokenizer, template, cfg, model.config)
     train_dl, eval_dl = get_dls(given.blocks, given.eval_blocks, cfg.batch_size, cfg.seed)
     more = dict(model=model, tokenizer=tokenizer, train_dl=train_dl, eval_dl=eval_dl,
-                params=count_params(model))
+                params=_params(model, cfg))
     return SimpleNamespace(**vars(given) | more)

@@ -68,8 +68,10 @@ def disk_bytes(
     from alpaca_ft.tools.dtypes import DTYPES
     dtype = DTYPES.get(cfg.save_dtype) or widest_dtype(model)
     ledger = run_ledger(model.config, cfg)
-    n_params = sum(p.numel() for p in model.parameters())
-    return n_params*dtype.itemsize, 3*(ledger['trained'] + ledger['optimizer'])
+    # LoRA is merged, so it takes no room of its own, or saved alone
+    n_params = sum(p.numel() for name, p in model.named_parameters() if '.lora_' not in name)
+    saved = ledger['trained'] if cfg.save_adapter else n_params*dtype.itemsize
+    return saved, 3*(ledger['trained'] + ledger['optimizer'])
 
 def free_bytes(path):
     "Bytes that are free where a folder will stand"
