@@ -15,6 +15,7 @@ from ..config import Config
 from .serving import ask_lines, for_conversations, modelfile, serve_lines
 from ..tools.dtypes import DTYPES, rounding, rounding_text
 from ..tools.files import whole_folder, write_text
+from ..tools.lora import ADAPTER, corrections, has_lora, plain_weights, save_adapter
 from ..tools.tracking import active_run
 
 # %% ../../nbs/results/save.ipynb #6f6158ab
@@ -33,7 +34,8 @@ CODES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch
 def write_safetensors(
     weights:dict, # name -> tensor, on any device
     file, # path to write
-    dtype:torch.dtype # of floating tensors in the file; others stay as they are
+    dtype:torch.dtype, # of floating tensors in the file; others stay as they are
+    added:dict={} # name -> function that gives what is to be added to a tensor, in fp32
 )->list: # what was lost, as of `rounding`, for each tensor that the dtype does not hold exactly
     "Write a safetensors file; no more than one tensor is copied at a time."
     def stored(t): return dtype if t.is_floating_point() else t.dtype
@@ -51,6 +53,7 @@ def write_safetensors(
         for name, t in in_order:
             # cast on the CPU: a GPU that the training has filled has no room for it
             t, as_stored = t.detach().to('cpu'), stored(t)
+            if name in added: t = t + added[name]()
             if torch.promote_types(t.dtype, as_stored) != as_stored:
                 lost.append(rounding(t, as_stored, name))
             t = t.to(as_stored).contiguous()
@@ -61,8 +64,8 @@ def write_safetensors(
 def named_once(
     model # any causal model of transformers
 )->dict: # name -> tensor; nothing is copied
-    "Give the weights, without the second names of tied ones, which loading does not look for."
-    weights = model.state_dict()
+    "Give the weights, without LoRA and without the second names of tied ones."
+    weights = plain_weights(model.state_dict())
     for second, first in model.all_tied_weights_keys.items():
         if weights[second].data_ptr() == weights[first].data_ptr(): del weights[second]
     return weights
@@ -77,14 +80,36 @@ def write_weights(
     hf_config.update(dict(dtype=dtype, use_cache=True, architectures=[type(model).__name__]))
     hf_config.save_pretrained(path)
     model.generation_config.save_pretrained(path)
+    file = Path(path)/'model.safetensors'
     weights = named_once(model)
-    lost = write_safetensors(weights, Path(path)/'model.safetensors', dtype)
+    lost = write_safetensors(weights, file, dtype, corrections(model))
     return rounding_text(lost, sum(t.numel() for t in weights.values()), dtype)
 
 # %% ../../nbs/results/save.ipynb #564c2f67
 def _card_table(head, rows):
     "Lines of a Markdown table with two columns."
     return [f'| {head[0]} | {head[1]} |', '|---|---|', *(f'| {k} | {v} |' for k, v in rows)]
+
+def _trained(cfg):
+    "A line that says how LoRA was trained, and where it is; None where there was none"
+    if not cfg or not cfg.lora_rank: return []
+    alpha = 2*cfg.lora_rank if cfg.lora_alpha is None else cfg.lora_alpha
+    where = (f'this folder is an adapter, which needs its base `{cfg.model_id}` and '
+             '`pip install peft`') if cfg.save_adapter else 'merged into the weights'
+    return [f'- Trained: LoRA of rank {cfg.lora_rank}, alpha {alpha:g}, beside '
+            f'{cfg.lora_layers} linear layers; {where}']
+
+def _on_hub(cfg):
+    "Is the base a hub's?"
+    return bool(cfg) and cfg.model_id.count('/') == 1 and not Path(cfg.model_id).exists()
+
+def _header(cfg):
+    "What a hub reads"
+    is_adapter = bool(cfg and cfg.save_adapter)
+    lines = ['---', f'library_name: {"peft" if is_adapter else "transformers"}']
+    if _on_hub(cfg): lines.append(f'base_model: {cfg.model_id}')
+    return [*lines, 'pipeline_tag: text-generation',
+            f'tags: [alpaca_ft, instruction-tuning{", lora" if is_adapter else ""}]', '---']
 
 def model_card(
     cfg=None, # the run's `Config`
@@ -96,11 +121,10 @@ def model_card(
     "Write a card: base, data, licence, lines that ask in the model's own format, figures, config."
     name = f'{Path(cfg.model_id).name}, instruction-tuned' if cfg else 'An instruction-tuned model'
     data = data or (cfg.rows if cfg else None) or 'the small world of alpaca_ft'
-    lines = ['---', 'library_name: transformers', 'pipeline_tag: text-generation',
-             'tags: [alpaca_ft, instruction-tuning]', '---', f'# {name}', '',
+    lines = [*_header(cfg), f'# {name}', '',
              f'Tuned with alpaca_ft from `{cfg.model_id if cfg else "not stated"}`.', '',
              f'- Data: {data}', f'- Licence: {license}', *([f'- Weights: {lost}'] if lost else []),
-             '']
+             *_trained(cfg), '']
     if cfg:
         lines += ['## Ask it', '', '```python', ask_lines(cfg), '```', '', serve_lines(cfg), '']
     if figures:
@@ -113,7 +137,7 @@ def model_card(
 # %% ../../nbs/results/save.ipynb #715ae77b
 def _refuse_other_folder(path):
     "ValueError where something other than a model stands: it would be lost."
-    if not path.exists() or (path/'config.json').exists(): return
+    if not path.exists() or (path/'config.json').exists() or (path/ADAPTER).exists(): return
     if path.is_dir() and not any(path.iterdir()): return
     raise ValueError(f'path={str(path)!r} exists and is no model folder: choose another name')
 
@@ -125,14 +149,20 @@ def save_model(
     dtype:torch.dtype=None, # of all weights; None: as cfg says, or one that rounds nothing
     data:str=None, # for the card: what it was trained on; None: what cfg says
     license:str='that of the base model and of the data', # for the card
+    adapter:bool=False, # save LoRA alone, which needs its base; else it is merged
     log:bool=False, # send the folder to the active W&B run as an artifact
     push_to_hub:str=None # name of a hub repository to upload the folder to
 )->Path: # the folder
-    "Write a plain Hugging Face folder in one dtype: the old or the new one stands there, whole."
+    "Write a plain Hugging Face folder in one dtype, or an adapter: the old or the new one, whole."
     path, dtype = Path(path), dtype or DTYPES.get(cfg.save_dtype if cfg else 'auto')
+    if adapter and not has_lora(model): raise ValueError('adapter=True: the model has no LoRA')
     _refuse_other_folder(path)
+    # a path of this machine names a base for nobody else
+    base = (cfg.model_id, cfg.model_revision) if _on_hub(cfg) else ()
     with whole_folder(path, replace=True) as folder:
-        lost = write_weights(model, folder, dtype or widest_dtype(model))
+        lost = None
+        if adapter: save_adapter(model, folder, *base)
+        else: lost = write_weights(model, folder, dtype or widest_dtype(model))
         (for_conversations(tokenizer, cfg) if cfg else tokenizer).save_pretrained(folder)
         if cfg: cfg.save(folder/'alpaca_ft.json')
         if cfg: write_text(folder/'Modelfile', modelfile(model, tokenizer, cfg))

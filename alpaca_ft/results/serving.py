@@ -85,13 +85,29 @@ _REFUSED = '''
 llama.cpp knows the tokenizers of published models by name. It does not know this small one's, so
 expect its converter to refuse it.'''
 
+_MERGE = '''## Merge it
+
+This folder holds corrections to a base. Servers and converters read a whole model, which these
+lines write into `merged`; go on there.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+model = AutoPeftModelForCausalLM.from_pretrained('.', dtype='float32')
+model.merge_and_unload().save_pretrained('merged')
+AutoTokenizer.from_pretrained('.').save_pretrained('merged')
+```
+
+'''
+
 def serve_lines(
     cfg # the run's `Config`
 )->str: # Markdown
     "Lines that serve the folder, and that convert it for llama.cpp and Ollama."
     body = json.dumps(dict(model='.', messages=[dict(role='user', content=_ASK)], temperature=0,
                            max_tokens=cfg.max_new_tokens))
-    return _SERVE.format(body=f"'{body}'") + (_REFUSED if cfg.model_id in BUNDLED else '')
+    merge = _MERGE if cfg.save_adapter else ''
+    return merge + _SERVE.format(body=f"'{body}'") + (_REFUSED if cfg.model_id in BUNDLED else '')
 
 # %% ../../nbs/results/serving.ipynb #cc7fa175
 def stop_texts(
