@@ -126,16 +126,16 @@ def _show(told, written):
 def judge_run(
     run:str='runs/tiny', # a run's folder, a file of answers, or 'article': its 250 verdicts again
     against:str=None, # the other side, as run (default: run's own answers before the training)
-    opponent:str=None, # or a model that answers now, as gpt-3.5-turbo, at the judge's address
+    opponent:str=None, # or a model to ask now, as gpt-3.5-turbo, at judge_url (default: nobody)
     judge_model:str=None, # who judges; a,b: several (default: small world's oracle, on its rows)
     judge_url:str=None, # where judge and opponent are asked (default: OpenAI's address)
     ask_by:str='tools', # how a verdict is asked for: tools, or words for servers without tools
-    option:list=None, # a field of the judge's request, may be repeated; temperature=none: not sent
+    option:list=None, # a field of the judge's request, or x=none to leave x out (default: ours)
     n_workers:int=8, # questions under way at the same time
     n_judge:int=100, # pairs to judge
     seed:int=None, # draw them at random (default: the first ones)
-    price:str=None, # dollars for a million tokens sent and received, as 2.5,10
-    max_cost:float=None, # dollars, for all that is asked; it stops before more is spent
+    price:str=None, # dollars for a million tokens sent and received, as 2.5,10 (default: unknown)
+    max_cost:float=None, # dollars, for all that is asked: stop before more (default: no limit)
     dry_run:bool=False # say questions, tokens and dollars, and stop
 ): # list of `outcome`, one for each judge; None after a dry run
     "Let judges compare two sides, and write what they say."
@@ -165,6 +165,9 @@ class _Purse:
         "Call ask(price, max_cost), and take what it spent off."
         before = _spent(store)
         try: return ask(price=self.price, max_cost=self.left)
+        except ValueError as e:
+            if 'max_cost' not in str(e): raise
+            raise ValueError(f'{e}; a higher --max_cost goes on where this one ends') from None
         finally:
             if self.left is not None: self.left = max(1e-9, self.left - _spent(store) + before)
 
@@ -265,8 +268,8 @@ generation (or output, response, answer, completion)
 what it writes: a page, a table and JSON, named after the judge, in RUN/judged or FILE-judged
 
 exit codes:
-  0 done    1 it failed or nothing could be judged, one sentence says why    \
-2 the options cannot be read    130 interrupted, the same command goes on"""
+  0 done    1 it failed or nothing could be judged, one sentence says why
+  2 the options cannot be read    130 interrupted, the same command goes on"""
 
 def main(
     argv=None # arguments; None: the command line's

@@ -29,7 +29,7 @@ def _cut_prompts(said):
 # %% ../../nbs/results/judged.ipynb #ju200008
 def doubts(
     said:list,         # the stored answers of the judge: `id`, `model`, `prompt_tokens`, ...
-    effect:dict,       # from `length_effect`
+    effect:dict|None,  # from `length_effect`; None: length is nothing to doubt
     names=('answer 1', 'answer 2'),  # what to call the two
 )->list:               # sentences; [] where there is nothing to doubt
     "Say what speaks against believing the verdicts."
@@ -38,7 +38,7 @@ def doubts(
     if len(models) > 1:
         found.append(f'the judge changed its name on the way, so several models may have judged: '
                      f'{", ".join(models)}')
-    if kind := prefers(effect):
+    if kind := effect and prefers(effect):
         wins, equal = effect['longer_wins'], effect['controlled']
         found.append(f'the judge prefers {kind} answers, beyond what luck explains: the longer one '
                      f'won {_counted(wins)}. Unless the {kind} ones are truly better, believe '
@@ -80,14 +80,16 @@ def outcome(
     rates, effect = win_rates(verdicts), length_effect(pairs, verdicts)
     choices = [v['choices'] for v in verdicts if v['winner'] is not None and v.get('choices')]
     won = [rates['left_out'][name]['k'] for name in ('answer_1', 'answer_2')]
+    beside = _beside_truth(verdicts, truth)
+    always_right = beside and beside['k'] == beside['n']  # whatever the lengths
     failures = Counter(e for v in verdicts if v['winner'] is None for e in v['errors'] if e)
     return rates | dict(
         names=list(names), judge=judge, place=place_preference(choices), length=effect,
-        truth=_beside_truth(verdicts, truth), failures=dict(failures.most_common()),
+        truth=beside, failures=dict(failures.most_common()),
         n_inconsistent_by_article=_by_article(choices),
         n_same=sum(pair['answer_1'] == pair['answer_2'] for pair in pairs),
         more_pairs=more_pairs(won[0], sum(won), rates['n']),
-        doubts=doubts(said, effect, names))
+        doubts=doubts(said, None if always_right else effect, names))
 
 # %% ../../nbs/results/judged.ipynb #ju200017
 def _told_apart(told):
