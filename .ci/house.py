@@ -37,6 +37,7 @@ called_by_readers = {
     'loop': 'History',
     'tools.attention': 'attend_plainly',
     'results.artifacts': 'restore publish fetch',
+    'results.rating': 'rating_page',
     'results.save': 'model_card log_model upload',
     'world.pretrain': 'pretrain'}
 
