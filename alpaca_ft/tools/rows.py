@@ -15,7 +15,7 @@ import numpy as np, pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from .json_files import EndsHere
 from .layouts import as_row, entries_of, layout_of, left_out, row_files
-from .sampling_rows import sampled
+from .sampling_rows import MANY, sampled
 from .tables import collect, windows  # noqa: F401
 from .wrong_rows import TEXTS, Notes, is_number, refuse_rows, row_problems
 
@@ -184,7 +184,7 @@ def _renamed(ds, name, columns, notes):
 def _some_of(ds, notes):
     "A sample of many rows, where that is wished; each row is numbered before."
     notes.n_rows, is_numbered = len(ds), 'row_id' in ds.column_names
-    if not notes.sample or len(ds) <= 5 * notes.sample: return ds
+    if not notes.sample or len(ds) <= MANY * notes.sample: return ds
     places = random.Random(notes.seed).sample(range(len(ds)), notes.sample)
     return (ds if is_numbered else _numbered(ds)).select(sorted(places))
 
