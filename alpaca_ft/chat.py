@@ -51,12 +51,13 @@ def read_line(
     return instruction.strip(), more.strip()
 
 # %% ../nbs/command/chat.ipynb #e9a13f9b
-def _how(room, eos, max_new_tokens, temperature, top_p):
+def _how(room, eos, max_new_tokens=256, temperature=0., top_p=1., top_k=0, repetition_penalty=1.):
     "The settings of `model.generate`"
     from transformers import GenerationConfig
-    drawn = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
+    drawn = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k)
     return GenerationConfig(max_new_tokens=min(room, max_new_tokens), eos_token_id=eos,
-                            pad_token_id=eos[0], use_cache=True, **(drawn if temperature else {}))
+                            pad_token_id=eos[0], use_cache=True,
+                            repetition_penalty=repetition_penalty, **(drawn if temperature else {}))
 
 def show_piece(text): print(printable(text), end='', flush=True)
 
@@ -66,7 +67,7 @@ def answer(
     input:str='', # what it is asked about
     show=show_piece, # called with each piece of text as it comes
     template:str='alpaca', # as in `make_prompt`
-    max_new_tokens:int=256, temperature:float=0., top_p:float=1. # as in `generate`
+    **settings # max_new_tokens, temperature, top_p, top_k, repetition_penalty as in `generate`
 )->str: # the whole answer
     "Answer one instruction, piece by piece. ValueError where it leaves no room for an answer."
     import torch
@@ -76,7 +77,7 @@ def answer(
     from alpaca_ft.tools.sampling import check_numbers
     prompt = make_prompt(dict(instruction=instruction, input=input), template, tokenizer)
     (ids,), (room,) = prompt_ids(model, tokenizer, [prompt], template)
-    how = _how(room, sorted(eos_ids(model, tokenizer)), max_new_tokens, temperature, top_p)
+    how = _how(room, sorted(eos_ids(model, tokenizer)), **settings)
     pieces = []
     def keep(text, stream_end=False):
         pieces.append(text)
@@ -162,10 +163,13 @@ def chat(
     max_new_tokens:int=256, # longest answer, in tokens
     temperature:float=0., # of sampling (default: 0, always the likeliest token)
     top_p:float=1., # draw from the likeliest tokens that have this probability (default: 1)
+    top_k:int=0, # draw from so many of the likeliest tokens (default: 0, all)
+    repetition_penalty:float=1., # above 1: less of what was said already (default: 1)
     seed:int=None # of the sampling (default: other answers each time)
 ):
     "Talk with a model, or answer the lines of a file."
-    how = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    how = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+               repetition_penalty=repetition_penalty)
     Config(**how, seed=seed or 0) # refuses what is impossible, before anything is loaded
     model_id, own = find_model(path)
     template = prompt_format(read_template(template)) if template else own
