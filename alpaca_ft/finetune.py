@@ -204,8 +204,9 @@ exit codes:
   0 done    1 it failed, one sentence says why    2 the options cannot be read    \
 130 interrupted, --resume goes on
 
-afterwards: open report.html in the run's folder, and talk with the model: \
-alpaca_ft_chat runs/tiny"""
+afterwards: open report.html in the run's folder, talk with the model: \
+alpaca_ft_chat runs/tiny,
+let another judge compare: alpaca_ft_judge runs/tiny"""
 
 def command_parser(
 ): # an `argparse.ArgumentParser` with an option for each field of `Config`
