@@ -135,7 +135,7 @@ def run(
     before, records = _measure_before(cfg, parts, out)
     history = tune(cfg, parts, out, times)
     after, more = _measure(cfg, parts, len(history))
-    save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg,
+    save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg, adapter=cfg.save_adapter,
                figures=card_figures(before, after))
     records += more
     write_text(out/'generations.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
