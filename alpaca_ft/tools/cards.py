@@ -32,7 +32,8 @@ def ways_down(
     ways += [[dict(batch_size=n, gradient_accumulation_steps=n_blocks//n) for n in fewer]]
     ways += [[dict(answer_batch_size=n) for n in halves(cfg.answer_batch_size)]]
     ways += [[dict(trunk='yes')] if can_cache and cfg.trunk != 'yes' else []]
-    ways += [[dict(n_freeze=n) for n in range(cfg.n_freeze + 1, n_layers + 1)]]
+    n_most = n_layers - (cfg.lora_rank is not None)  # LoRA needs a layer
+    ways += [[dict(n_freeze=n) for n in range(cfg.n_freeze + 1, n_most + 1)]]
     return ways + [[dict(max_seq_len=n) for n in halves(cfg.max_seq_len) if n >= longest]]
 
 # %% ../../nbs/tools/cards.ipynb #7e00000a
