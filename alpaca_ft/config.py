@@ -60,6 +60,7 @@ class Config:
     gradient_checkpointing: bool = False  # less memory, a little more time
     n_eval: int|None = None  # rows held out; None: a tenth, at most 1,000 (small world: 500)
     n_eval_samples: int = 10  # prompts sampled at each validation
+    n_answers: int|None = None  # held-out rows answered before, after; None: 100 (small world: all)
     eval_every: int|None = None  # steps between validations; None: at each epoch's end
     max_new_tokens: int = 64  # longest sampled answer
     answer_batch_size: int = 64  # prompts answered at once
@@ -147,8 +148,8 @@ _LIMITS = dict(
     attention=_one_of('auto', 'per_document', 'sdpa'), trunk=_one_of('auto', 'yes', 'no'),
     n_freeze=_at_least(0), tied=_one_of('untie', 'train', 'freeze'),
     lora_rank=_at_least(1), lora_alpha=_positive, lora_layers=_linears, n_eval=_at_least(1),
-    n_eval_samples=_at_least(0), eval_every=_at_least(1), max_new_tokens=_at_least(1),
-    answer_batch_size=_at_least(1), temperature=_warmth,
+    n_eval_samples=_at_least(0), n_answers=_at_least(0), eval_every=_at_least(1),
+    max_new_tokens=_at_least(1), answer_batch_size=_at_least(1), temperature=_warmth,
     top_p=((lambda v: 0 < v <= 1), 'more than 0 and at most 1'),
     top_k=_at_least(0), repetition_penalty=_positive,
     n_judge=_at_least(0), judge_model=_text, judge_url=_url, seed=_at_least(0),
@@ -156,7 +157,7 @@ _LIMITS = dict(
 
 # %% ../nbs/tools/config.ipynb #4e687667
 def _check_lora(cfg):
-    "ValueError where LoRA's fields stand without it, or where it would leave frozen what shall move"
+    "ValueError where LoRA's fields stand without it, or it would leave frozen what shall move"
     if cfg.lora_rank is None:
         unset = dict(lora_alpha=None, lora_layers='all', save_adapter=False)
         for name, nothing in unset.items():

@@ -39,15 +39,19 @@ def _measure_before(cfg, parts, out):
     path = out/'before.json'
     before = read_before(path, parts.asked_rows) if cfg.resume else None
     if not before: before = write_before(path, *_measure(cfg, parts, 0))
-    return before['figures'], before['records']
+    return before['figures'], before['records'], before['losses']
 
 def _measure(cfg, parts, step):
-    "Figures and records of the model as it is"
+    "Figures, records and each held-out row's loss, of the model as it is"
     from alpaca_ft.tools.fitting import naming_memory
+    from alpaca_ft.tools.row_losses import RowLosses
     from alpaca_ft.validate import measure
     how = f'--batch_size {cfg.batch_size}, --answer_batch_size {cfg.answer_batch_size}'
     with naming_memory(f'held-out rows were evaluated and answered ({how}: try less)'):
-        return measure(parts.whole, step=step, **measuring(cfg, parts))
+        noted = RowLosses(parts.eval_dl)
+        how = measuring(cfg, parts) | dict(eval_dl=noted)
+        figures, records = measure(parts.whole, step=step, **how)
+    return figures, records, noted.table()
 
 # %% ../nbs/command/finetune.ipynb #73d53ee0
 def run_trunk(
@@ -100,9 +104,14 @@ def tune(
     return history
 
 # %% ../nbs/command/finetune.ipynb #3d73fac6
+def _is_judged(cfg, records):
+    "Is there anybody to ask, and anything to ask about?"
+    truth_known = bool(records) and records[0]['right'] is not None
+    return bool(records and cfg.n_judge and (cfg.judge_model or truth_known))
+
 def conclude(
     report, # as in report.json; `judge` and `failed` are filled in
-    records, history, # what it tells of
+    records, history, rows, # what it tells of; `rows` as of `row_table`
     cfg, out, judge_url, # `Config`, the run's folder, where the judge is asked
     write # writes the report
 ):
@@ -111,11 +120,13 @@ def conclude(
     from alpaca_ft.results.report import report_page
     from alpaca_ft.results.save import log_model
     failed = report['failed']
-    def draw(): write_text(out/'report.html', report_page(report, records, history))
-    failed['judge'] = 'it was not asked yet'
+    def draw(): write_text(out/'report.html', report_page(report, records, history, rows))
+    is_judged = _is_judged(cfg, records)
+    if is_judged: failed['judge'] = 'it was not asked yet'
     write()
     attempt(failed, 'report.html', draw)
-    report['judge'] = attempt(failed, 'judge', lambda: judge_answers(records, cfg, out, judge_url))
+    def ask(): return judge_answers(records, cfg, out, judge_url)
+    if is_judged: report['judge'] = attempt(failed, 'judge', ask)
     if cfg.log_model: attempt(failed, 'W&B', lambda: log_model(out/'model'))
     attempt(failed, 'report.html', draw)
     write()
@@ -129,16 +140,19 @@ def run(
     "Measure, tune, measure again, judge, and write all of it down"
     from alpaca_ft.results.cost import spent, timed
     from alpaca_ft.results.report import card_figures
+    from alpaca_ft.results.rowwise import row_table
     from alpaca_ft.results.save import save_model
     times = {}
     with timed(times, 'trunk'): parts = run_trunk(cfg, ready, out)
-    before, records = _measure_before(cfg, parts, out)
+    before, records, losses = _measure_before(cfg, parts, out)
     history = tune(cfg, parts, out, times)
-    after, more = _measure(cfg, parts, len(history))
+    after, more, losses_after = _measure(cfg, parts, len(history))
     save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg, adapter=cfg.save_adapter,
                figures=card_figures(before, after))
     records += more
-    write_text(out/'generations.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
+    rows = row_table(ready.eval_rows, losses, losses_after)
+    for name, lines in {'generations': records, 'losses': rows}.items():
+        write_text(out/f'{name}.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
     report = dict(status='done', before=before, after=after, judge=None, failed={},
                   n_train=ready.n_train, n_eval=ready.n_eval,
                   n_steps=len(history), params=ready.params, config=asdict(cfg))
@@ -146,7 +160,7 @@ def run(
         times['total'] = time.perf_counter() - start[0], time.process_time() - start[1]
         report.update(spent(times, parts.made, history))
         write_json(out/'report.json', report)
-    conclude(report, records, history, cfg, out, judge_url, write)
+    conclude(report, records, history, rows, cfg, out, judge_url, write)
     if report['failed']: return report
     for large in 'trunk', 'blocks': shutil.rmtree(out/large, ignore_errors=True) # have served
     return report
@@ -187,14 +201,14 @@ def _in_folder(cfg, out, start):
 
 # %% ../nbs/command/finetune.ipynb #e2373815
 GROUPS = {
-    'rows': 'rows rows_subset rows_split rows_revision eval_rows n_rows n_eval columns bad template '
-            'system mask_prompt max_seq_len',
+    'rows': 'rows rows_subset rows_split rows_revision eval_rows n_rows n_eval columns bad '
+            'template system mask_prompt max_seq_len',
     'model': 'model_id model_revision n_freeze freeze_embed tied lora_rank lora_alpha lora_layers '
              'save_adapter device precision attention gradient_checkpointing',
     'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
                 'weight_decay warmup max_grad_norm seed',
-    'answers and judge': 'eval_every n_eval_samples max_new_tokens answer_batch_size temperature '
-                         'top_p top_k repetition_penalty n_judge judge_model judge_url',
+    'answers and judge': 'eval_every n_eval_samples n_answers max_new_tokens answer_batch_size '
+                         'temperature top_p top_k repetition_penalty n_judge judge_model judge_url',
     'the run': 'out save_dtype resume dry_run wandb_mode wandb_project log_model'}
 ABOUT = """\
 Instruction-tune a language model: rows -> freeze -> loop -> validate -> judge -> report.

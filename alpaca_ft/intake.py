@@ -10,9 +10,10 @@ import shutil, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
+from .tools.sampling_rows import MANY
 
 # %% ../nbs/command/intake.ipynb #a17d6283
-SAMPLE = 20_000      # rows that a dry run reads, where there are more than five times as many
+SAMPLE = 10_000      # rows that a dry run reads, where there are more than ten times as many
 
 def _count_twice(rows):
     "How many rows repeat an earlier one: the same prompt and the same answer."
@@ -137,7 +138,7 @@ def _check_all_fit(examples, hf_config, cfg, n_asked, name):
 
 def _folder(cfg, rows, part):
     "Where many rows are packed, a new folder; None: in memory."
-    if cfg.dry_run or len(rows) <= 5 * SAMPLE: return None
+    if cfg.dry_run or len(rows) <= MANY * SAMPLE: return None
     path = Path(cfg.out)/'blocks'/part
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -230,15 +231,22 @@ def _documents(blocks):
     ids = [np.array(ids, dtype=np.int64) for ids in blocks['row_ids']]
     return Dataset.from_dict(dict(row_id=np.concatenate(ids)))
 
+SHOWN = 100          # answers before and after where nobody asks for another number
+
+def _n_asked(cfg, given):
+    "How many held-out rows are answered: those of `n_answers`, of the samples and of the judge."
+    n = cfg.n_answers
+    # own rows are answered to be read; where the truth is known, each is counted
+    if n is None: n = len(given.eval_rows) if given.truth_known else SHOWN
+    return max(n, cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
+
 def get_blocks(
     given, # of `get_rows`
     tokenizer, template, # the model's, and how prompts are written, as in `make_prompt`
     cfg, hf_config # `Config`, and the model's configuration
 ): # namespace: as `given`, and blocks, eval_blocks, asked_rows (those that will be answered)
     "Turn rows into blocks, or take those that were packed before. ValueError where none fit."
-    n_asked = max(cfg.n_eval_samples, cfg.n_judge if cfg.judge_model else 0)
-    # own rows are answered only to be shown or judged; where the truth is known, each is counted
-    if given.truth_known: n_asked = len(given.eval_rows)
+    n_asked = _n_asked(cfg, given)
     make = _pack_both if len(given.train_rows) else _take_blocks
     made = vars(given) | make(given, n_asked, tokenizer, template, cfg, hf_config)
     n_asked = min(n_asked, len(made['eval_rows'])) if 'instruction' in made['eval_rows'][0] else 0

@@ -119,7 +119,8 @@ def judge_answers(
     judge_url:str|None=None # where the judge is asked; None: OpenAI's address
 ): # `outcome` of answer 1 (base) and 2 (tuned), and the verdicts; None: nobody to ask
     "Let a judge compare the two models' answers, each pair in both orders"
-    from alpaca_ft.results.report import NAMES, before_and_after
+    from alpaca_ft.results.report import NAMES
+    from alpaca_ft.results.rowwise import before_and_after
     from alpaca_ft.results.verdicts import judge_page, log_verdicts
     joined = before_and_after(records)[:cfg.n_judge]
     truth_known = bool(joined) and joined[0][0]['right'] is not None

@@ -108,15 +108,17 @@ def read_before(
         warnings.warn(f'{e}: it is measured again')
         return None
     asked = [record['instruction'] for record in before['records']]
-    return before if asked == [row['instruction'] for row in rows] else None
+    is_whole = 'losses' in before  # 0.2.0 did not keep them at first
+    return before if is_whole and asked == [row['instruction'] for row in rows] else None
 
 def write_before(
     path, # before.json
-    figures, records # of `measure`
-)->dict: # figures and records
-    "Keep the figures and answers from before tuning, with a digest."
+    figures, records, # of `measure`
+    losses # of each held-out row, as of `RowLosses`
+)->dict: # figures, records and losses
+    "Keep the figures, answers and losses from before tuning, with a digest."
     from alpaca_ft.tools.digests import write_checked
-    before = dict(figures=figures, records=records)
+    before = dict(figures=figures, records=records, losses=losses)
     write_checked(path, before)
     return before
 
