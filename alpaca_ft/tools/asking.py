@@ -77,6 +77,12 @@ def _sent(job, request):
     return dict(prompt_chars=chars, token_limit=limit_of(request)) | (
         dict(sent=changed) if changed else {})
 
+def _really(answer):
+    "The error of an answer: some services cut it off and say nothing, but count its tokens."
+    broken = answer['error'] in ('not_json', 'no_verdict') and answer['token_limit']
+    used_up = broken and (answer['completion_tokens'] or 0) >= answer['token_limit']
+    return 'cut_off' if used_up else answer['error']
+
 # %% ../../nbs/tools/asking.ipynb #0f9e7c81
 def _try_once(client, job, request, read, price, attempt):
     "Send a job's request and read what comes -> the line to store, seconds to wait as told."
@@ -87,7 +93,7 @@ def _try_once(client, job, request, read, price, attempt):
     seconds, now = time.perf_counter() - started, datetime.now(timezone.utc)
     when = now.isoformat(timespec='seconds')
     answer |= _sent(job, request) | dict(seconds=round(seconds, 4), attempt=attempt, time=when)
-    return answer, wait
+    return answer | dict(error=_really(answer)), wait
 
 def _paid(answer, likely):
     untold = answer['error'] is None and answer['prompt_tokens'] is None
