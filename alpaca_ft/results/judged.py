@@ -116,8 +116,15 @@ def _place_line(place):
             f'unread or nearly so {share}; asking in both orders takes that out')
 
 def _truth_line(truth):
+    if not truth['decided']['n']: return 'no judged pair has just one right answer'
     return (f'where just one answer is right, the judge names it in {_counted(truth["decided"])}; '
             f'kappa with the truth {_kappa(truth)}')
+
+def _points(rate):
+    "A mean of points; where all are alike its interval has no width, and is not to be believed."
+    low, high = rate['interval']
+    if rate['rate'] is None or low < high: return _percent(rate)
+    return f'{rate["rate"]:.0%}'
 
 def _kappa(k):
     low, high = k['interval']
@@ -141,7 +148,7 @@ def sentences(
              ('changed its mind', f'{_counted(changed)}, once the places were exchanged'),
              ('no verdict', f'{told["n_failed"]:,} of {n:,} pairs' + f' ({failed})'*bool(failed)),
              ('tie rule', f'{_TIE_RULE}. With half a point to each instead, {one} has '
-                          f'{_percent(told["as_ties"]["points"])} of the points'),
+                          f'{_points(told["as_ties"]["points"])} of the points'),
              ('told apart?', _told_apart(told)),
              ('favourite place', _place_line(told['place'])),
              ('length', length_line(told['length'], one))]
