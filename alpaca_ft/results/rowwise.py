@@ -177,7 +177,7 @@ def _worst_first(pairs, losses):
 def losses_of(rows): return {row['row_id']: (row['loss_before'], row['loss_after']) for row in rows}
 
 WHERE = ('The loss of every held-out row is in losses.jsonl, all answers are in generations.jsonl, '
-         'both beside this page, by the number that a row has in its file (counted from 0).')
+         'both beside this page, by the number of the row (from 0, in the file it came from).')
 
 def legend(
     records, # as in generations.jsonl
@@ -185,7 +185,9 @@ def legend(
 ): # text
     "Say what the tables of answers show"
     after = [pair[1] for pair in before_and_after(records)]
-    if not after: return 'No answers were asked for (--n_answers).'
+    if not after:
+        return ('There are no answers: none were asked for (--n_answers), or what was held out are '
+                'packed blocks, which hold no questions.')
     if after[0]['right'] is None:
         return (f'{len(after):,} held-out rows were answered before and after tuning. {reference} '
                 "Nobody judges here what is right: ✓ marks an answer that is the reference, word "

@@ -37,7 +37,7 @@ class RowLosses:
             for batch in self.dl:
                 losses.clear()
                 yield batch
-                self._note(batch, torch.cat(losses).double().cpu().numpy())
+                if losses: self._note(batch, torch.cat(losses).cpu().double().numpy())
     def _note(self, batch, losses):
         for row_id, loss, n in zip(*_sum_rows(batch, losses)):
             before = self.sums.get(int(row_id), (0., 0))
