@@ -19,7 +19,7 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } .quiet { opacity: .75 }
 .tile b { font-size: clamp(1.1rem, 4vw, 1.6rem); display: block }
 .tile b { overflow-wrap: anywhere } small { opacity: .75 } td small { line-height: 1.35 }
 .figure td { border-bottom: 0; padding-bottom: 0 } .figure + tr td { padding-top: 0 }
-.groups td:first-child { min-width: 6.5rem } .groups td.n { white-space: normal }
+.groups td:first-child { min-width: 6.5rem }
 .groups td.n, .groups th.n { padding-left: .2rem; padding-right: .2rem }
 .wide { table-layout: fixed }
 .wide .first { width: 7.5rem } .right { color: var(--good) } .wrong { color: var(--bad) }
@@ -28,6 +28,7 @@ svg { max-width: 100%; height: auto } svg text { fill: currentColor }
 @media (max-width: 40rem) {
   .wide, .wide tbody, .wide tr, .wide td { display: block } .wide tr:first-child { display: none }
   .wide tr { margin: 1rem 0; border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }
+  .groups { font-size: .85rem }
   .wide td::before { content: attr(data-label); display: block; font-size: .8rem; opacity: .7 } }
 '''
 
