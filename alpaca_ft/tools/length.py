@@ -62,15 +62,34 @@ def _fitted(more, won):
     return dict(characters=round(float(spread)), controlled=told(0, 1.),
                 preference=told(1, squeezed))
 
+_POINTS = {1: 1., 0: .5, 2: 0.}  # of answer 1, by who won
+
+def _points(verdict):
+    "What answer 1 got, over both orders: 1 for won, one half for a tie."
+    if not verdict.get('choices'): return _POINTS[verdict['winner']]
+    first, swapped = verdict['choices']
+    return (_POINTS[first] + 1 - _POINTS[swapped])/2
+
+def _share(more, points):
+    "How much more often answer 1 wins where it is longer; one win and one loss are added to each."
+    import numpy as np
+    groups = [np.append(points[side], [0., 1.]) for side in (more > 0, more < 0)]
+    middle = groups[0].mean() - groups[1].mean()
+    half = 1.959964*sum(group.var(ddof=1)/len(group) for group in groups)**.5
+    seen = points[more > 0].mean() - points[more < 0].mean()
+    ends = [max(-1., middle - half), min(1., middle + half)]
+    return dict(n=int((more != 0).sum()), rate=float(seen), interval=[float(end) for end in ends])
+
 def length_effect(
     pairs:list,        # as judged
     verdicts:list,     # from `judge_pairs`
-)->dict:               # `n`, `raw`, `longer_wins`, `characters`, `preference`, `controlled`, `why`
+)->dict:               # `n`, `raw`, `longer_wins`, `characters`, `preference`, `share`, ...
     """Say how far length decides, and how often answer 1 would win at equal lengths.
 
     `raw`: how often answer 1 wins; `preference`: how often an answer longer by `characters`, the
-    usual difference, beats one as good; both are None where that cannot be told, and `why` says
-    why."""
+    usual difference, beats one as good; `share`: how much more often answer 1 wins where it is
+    longer; `controlled`: the rate of answer 1 at equal lengths. Where these three cannot be told
+    they are None, and `why` says why."""
     import numpy as np
     pair_of = {pair['id']: pair for pair in pairs}
     used = [v for v in verdicts if v['consistent'] and v['winner']]
@@ -81,11 +100,21 @@ def length_effect(
     longer = int((won[more > 0] == 1).sum() + (won[more < 0] == 0).sum())
     counted = dict(n=len(used), raw=rate_of(int(won.sum()), len(used)),
                    longer_wins=rate_of(longer, n_1 + n_2))
-    unknown = dict(characters=None, controlled=None, preference=None)
-    if min(n_1, n_2) >= _FEWEST: return counted | _fitted(more, won) | dict(why=None)
+    unknown = dict(characters=None, controlled=None, preference=None, share=None)
+    if min(n_1, n_2) >= _FEWEST:
+        share = _share(*_judged(pair_of, verdicts))
+        return counted | _fitted(more, won) | dict(share=share, why=None)
     why = (f'answer 1 is the longer one in {n_1} of the pairs with a winner and the shorter one in '
            f'{n_2}; at least {_FEWEST} of each are needed to tell length from model')
     return counted | unknown | dict(why=why)
+
+def _judged(pair_of, verdicts):
+    "Of each judged pair: how much longer answer 1 is, and its points."
+    import numpy as np
+    judged = [v for v in verdicts if v['winner'] is not None]
+    pairs = [pair_of[v['id']] for v in judged]
+    more = np.array([len(pair['answer_1']) - len(pair['answer_2']) for pair in pairs])
+    return more, np.array([_points(v) for v in judged])
 
 _FEWEST = 5  # pairs in which this answer is the longer one, and as many of the other
 
@@ -109,5 +138,6 @@ def length_line(
     kind = prefers(effect)
     said = f'The judge prefers {kind} answers' if kind else 'No preference for length is to be seen'
     return (f'{said}: of two equally good ones, the one longer by {effect["characters"]} '
-            f'characters wins {percent(effect["preference"])}; at equal lengths {name} would win '
+            f'characters wins {percent(effect["preference"])}, as if the longer one were named '
+            f'unread in {percent(effect["share"])} of the pairs; at equal lengths {name} would win '
             f'{percent(effect["controlled"])}.')
