@@ -50,7 +50,8 @@ def penalized(
 )->torch.Tensor: # [n, vocab]
     "Change the logits of tokens that a row holds already."
     rows = np.repeat(np.arange(len(held)), [len(ids) for ids in held])
-    at = [torch.from_numpy(x).to(logits.device) for x in (rows, np.concatenate(held))]
+    places = rows, np.concatenate(held)
+    at = tuple(torch.from_numpy(x).to(logits.device) for x in places)
     logits = logits.clone()
     old = logits[at]
     logits[at] = torch.where(old < 0, old * penalty, old / penalty)
