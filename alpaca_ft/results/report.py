@@ -221,6 +221,11 @@ def report_page(
         H2('How it learned'), *curves(history), cfg=cfg)
 
 # %% ../../nbs/results/report.ipynb #b9f2bab0
+def _judged_line(judged):
+    won = judged['left_out']['answer_2']
+    low, high = won['interval']
+    return f"{won['k']} of {won['n']} pairs ({low:.0%} to {high:.0%}), by {judged['judge']}"
+
 def summary(
     report # as in `report.json`
 ): # text
@@ -231,6 +236,7 @@ def summary(
         if after.get(key) is None: continue
         figures = f'{show_figure(key, before.get(key))} -> {show_figure(key, after[key])}'
         lines.append((FIGURES[key], figures))
+    if report.get('judge'): lines.append(('judged better after', _judged_line(report['judge'])))
     lines += [('tuned in', duration(report['seconds']['fit'])),
               ('report', Path(out)/'report.html'),
               ('talk with it', f'alpaca_ft_chat {out}')]
