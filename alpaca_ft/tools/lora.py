@@ -6,7 +6,7 @@
 __all__ = ['ADAPTER', 'has_lora', 'add_lora', 'plain_weights', 'corrections', 'save_adapter', 'load_adapter']
 
 # %% ../../nbs/tools/lora.ipynb #4e6e9d3d
-import copy
+import copy, warnings
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +113,9 @@ def merge_adapter(
     if not (Path(path)/'adapter_model.safetensors').is_file():
         raise FileNotFoundError(f'{path}: no adapter_model.safetensors (pickles are not opened)')
     try:
-        whole = PeftModel.from_pretrained(model, path, torch_device=str(model.device))
+        with warnings.catch_warnings(): # peft asks transformers in an old way
+            warnings.filterwarnings('ignore', '.*is_gradient_checkpointing')
+            whole = PeftModel.from_pretrained(model, path, torch_device=str(model.device))
         return whole.merge_and_unload().requires_grad_(True)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
