@@ -16,7 +16,7 @@ from .results.folder import read_options, reporting, save_config, write_before, 
 from .tools.cli import check_one_process, make_parser, run_command
 from .tools.files import write_text
 from .tools.templates import prompt_format
-from .tools.tracking import tracked
+from .tools.tracking import lend_spec, tracked
 
 _all_ = ['run_command']
 
@@ -174,6 +174,7 @@ def finetune(
     The report and the model are written into `cfg.out`. What failed once the model was saved (the
     judge, a page, W&B) stands under `failed`; nothing is raised for it."""
     check_one_process()
+    lend_spec()
     start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
     from alpaca_ft.tools.fitting import naming_memory
     with held(cfg) as out, naming_memory('the run was under way'):
