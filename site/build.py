@@ -99,8 +99,11 @@ def still(models, id, where):
 
 
 def code_cell(cell, models, where):
-    "A code cell without directives, its widgets as they stand; None for one that no reader sees."
-    if 'hide' in extract_directives(cell): return  # it takes out those without a colon
+    "A code cell without directives, its widgets as they stand; None for one that is hidden."
+    if 'hide' in extract_directives(cell):  # it takes out those without a colon
+        drawn = any('image/png' in o.get('data', {}) for o in cell.outputs)
+        if drawn: raise ValueError(f'{where}: a picture that no reader sees (#| hide)')
+        return
     lines = itertools.dropwhile(lambda line: line.startswith('#|'), cell.source.splitlines(True))
     cell.source = ''.join(lines).strip('\n')
     for o in cell.outputs:
@@ -109,6 +112,7 @@ def code_cell(cell, models, where):
         if text := data.get('text/markdown'):  # Sphinx resolves no links in what a cell prints
             data['text/markdown'] = re.sub(r'(\]\((?!\w+:)[^)]+)\.ipynb', r'\1.html', text)
     picture_text(cell, where)
+    if cell.metadata.get('hide_input'): cell.metadata['tags'] = ['hide-input']  # folded
     return cell if cell.source or cell.outputs else None
 
 
