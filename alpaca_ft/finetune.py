@@ -104,11 +104,6 @@ def tune(
     return history
 
 # %% ../nbs/command/finetune.ipynb #3d73fac6
-def _is_judged(cfg, records):
-    "Is there anybody to ask, and anything to ask about?"
-    truth_known = bool(records) and records[0]['right'] is not None
-    return bool(records and cfg.n_judge and (cfg.judge_model or truth_known))
-
 def conclude(
     report, # as in report.json; `judge` and `failed` are filled in
     records, history, rows, # what it tells of; `rows` as of `row_table`
@@ -116,17 +111,17 @@ def conclude(
     write # writes the report
 ):
     "Ask the judge, send the model, draw the page; each may fail alone"
-    from alpaca_ft.judging import judge_answers
+    from alpaca_ft.judging import is_judged, judge_answers
     from alpaca_ft.results.report import report_page
     from alpaca_ft.results.save import log_model
     failed = report['failed']
     def draw(): write_text(out/'report.html', report_page(report, records, history, rows))
-    is_judged = _is_judged(cfg, records)
-    if is_judged: failed['judge'] = 'it was not asked yet'
+    asked = is_judged(records, cfg)
+    if asked: failed['judge'] = 'it was not asked yet'
     write()
     attempt(failed, 'report.html', draw)
     def ask(): return judge_answers(records, cfg, out, judge_url)
-    if is_judged: report['judge'] = attempt(failed, 'judge', ask)
+    if asked: report['judge'] = attempt(failed, 'judge', ask)
     if cfg.log_model: attempt(failed, 'W&B', lambda: log_model(out/'model'))
     attempt(failed, 'report.html', draw)
     write()

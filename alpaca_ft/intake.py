@@ -117,7 +117,7 @@ def _lengths(examples):
     from alpaca_ft.tools.tables import windows
     parts = [pc.list_value_length(part.with_format('arrow')[:]['input_ids']).to_numpy()
              for _, part in windows(examples, 100_000)]
-    return np.concatenate(parts)
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 def _leave_out_long(rows, examples, limit, notes):
     "Leave out what is longer than a block, and from the rows what no example is made of."

@@ -40,9 +40,10 @@ def status_of(
     return report.get('status') if isinstance(report, dict) else None
 
 def _never_began(out):
-    "Did a run fail here before it had computed anything, at its judge or its tracker?"
+    "Did a run end here before it had trained: while rows were packed, at its judge or tracker?"
     early = {'config.json', 'dropped.jsonl', 'blocks', 'report.json', 'report.html'}
-    return status_of(out) == 'failed' and {path.name for path in out.iterdir()} <= early
+    names = {path.name for path in out.iterdir()}
+    return names <= {'blocks'} or status_of(out) == 'failed' and names <= early
 
 def check_out(
     cfg # `Config`

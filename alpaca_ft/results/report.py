@@ -118,14 +118,17 @@ def card_figures(
 def reference_sentence(
     cfg # the configuration, as a dict
 ): # text
-    "Say what the reference is, and that the model has not learned it by heart"
+    "Say what the reference is, and which rows were held out"
+    held_out = 'These rows were held out: the model was not trained on them.'
     if cfg.get('rows') is None: whose = "the small world's own answer to the row"
     else:
+        held_out = ('These rows were held out. Those that were trained on too are warned of '
+                    'when a run begins.')
         name = (cfg.get('columns') or {}).get('output')
         column = f' (column {name!r})' if name else ''
         source = Path(cfg.get('eval_rows') or cfg['rows']).name
         whose = f'the answer that the row itself has in {source}{column}'
-    return f'The reference is {whose}. These rows were held out: the model was not trained on them.'
+    return f'The reference is {whose}. {held_out}'
 
 # %% ../../nbs/results/report.ipynb #244d31d7
 def verdict_part(
@@ -137,7 +140,7 @@ def verdict_part(
     from alpaca_ft.results.judged import sentences
     if why: return [P(f'The judge has not answered: {why}. --resume asks again.')]
     if judged is None:
-        return [P('No judge was named (--judge_model), so nobody compared the answers.')]
+        return [P('No judge was asked (--judge_model, --n_judge), so nobody compared the answers.')]
     who = f"{judged['judge']}{WHO.get(judged['judge'], '')}"
     kappa = ' Kappa is agreement beyond chance: 0 is none, 1 is all.' if judged['truth'] else ''
     asked = (f"{who} was shown the answers before and after tuning beside each other, "

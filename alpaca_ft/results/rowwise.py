@@ -35,8 +35,8 @@ def group_columns(
     rows # a dataset
 ): # names of at most two of its columns
     "Find the columns that part rows into groups, the usual names first."
-    texts = {'instruction', 'input', 'output', 'row_id'}
-    found = [c for c in rows.column_names if c not in texts and _groups(rows[c][:])]
+    own = {'instruction', 'input', 'output', 'row_id', 'n_targets', 'loss_before', 'loss_after'}
+    found = [c for c in rows.column_names if c not in own and _groups(rows[c][:])]
     usual = [name for name in _USUAL if name in found]
     return (usual + [name for name in found if name not in usual])[:2]
 
