@@ -11,7 +11,7 @@ from .cli import sentence
 
 # %% ../../nbs/tools/revisions.ipynb #b783a1fe
 # all that is read of a model: weights, configuration, tokenizer
-_FILES = ['*.safetensors', '*.safetensors.index.json', '*.json', '*.model', '*.txt', '*.jinja']
+_FILES = ['*.safetensors', '*.json', '*.model', '*.txt', '*.jinja']
 
 def at_revision(
     source,    # a folder (Path), or a hub id (str)

@@ -234,7 +234,6 @@ def _cause(e):
     while str(e).strip() == general and e.__cause__: e = e.__cause__
     said = ' '.join(str(e).removeprefix(general).split()) or type(e).__name__
     said = said.replace('Config name is missing.', 'a subset must be named (rows_subset).')
-    said = said.replace('Config name is missing.', 'a subset must be named (rows_subset).')
     return said if len(said) <= 300 else said[:297] + '...'
 
 def _files_here(path, split):

@@ -75,7 +75,7 @@ def sampled(
         return
     rng, parts, n_before = random.Random(notes.seed), [], 0
     for file, size in zip(files, sizes):
-        n = math.ceil(notes.sample * size / sum(sizes))
+        n = max(1, math.ceil(notes.sample * size / sum(sizes)))
         n_rows, entries = _drawn(file, n, rng, n_before)
         parts.append((n_rows, entries))
         n_before += n_rows
@@ -84,3 +84,4 @@ def sampled(
     for n_rows, entries in parts:
         n = min(len(entries), math.ceil(rate * n_rows))
         for i in sorted(rng.sample(range(len(entries)), n)): yield entries[i]
+        if not n_rows: yield from entries   # where the file cannot be read any further

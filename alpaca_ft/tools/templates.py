@@ -90,7 +90,7 @@ def prompt_format(
     if template == 'chat' or (system is None and template in NAMES): return template
     text = _BODIES.get(template, template)
     if system is None and '{system}' in text:
-        raise ValueError('template: has {system}, but no system prompt is given (--system)')
+        raise ValueError('template: has {system}, but no system prompt is given')
     if system is not None and '{system}' not in text:
         raise ValueError('system: the template has no {system}, so it would be left out')
     # braces in it are text: they must not be filled
@@ -99,6 +99,10 @@ def prompt_format(
     return text.replace('{system}', system or '')
 
 # %% ../../nbs/tools/templates.ipynb #a351f1bf
+def _quoted(text):
+    "A text as Jinja reads it: an emoji as itself, since half of it would be none."
+    return json.dumps(text, ensure_ascii=False)
+
 def set_system(
     tokenizer, # a Hugging Face tokenizer with a chat template; its template is changed
     system:str, # what the system says
@@ -106,7 +110,7 @@ def set_system(
     "Send a system turn where none is sent. ValueError where the chat template drops or refuses it."
     own = getattr(tokenizer, 'chat_template', None)
     if not isinstance(own, str): raise ValueError('system: the tokenizer has no chat template')
-    turn = f"[{{'role': 'system', 'content': {json.dumps(system)}}}]"
+    turn = f"[{{'role': 'system', 'content': {_quoted(system)}}}]"
     first = "{%- if messages[0]['role'] != 'system' %}{%- set messages = " + turn
     tokenizer.chat_template = first + ' + messages %}{%- endif %}' + own
     asked = [dict(role='user', content='Hi')]
@@ -140,4 +144,4 @@ def as_chat_template(
             "{%- if messages|length != 1 or messages[0]['role'] != 'user' %}"
             "{{ raise_exception('this model was tuned on single instructions: send one message "
             "of the user') }}{%- endif %}"
-            f"{{{{ {json.dumps(before)} + messages[0]['content'] + {json.dumps(after)} }}}}")
+            f"{{{{ {_quoted(before)} + messages[0]['content'] + {_quoted(after)} }}}}")

@@ -96,8 +96,8 @@ def refuse_rows(
     if len(problems) == n_rows > 1 and len(texts) == 1:
         raise ValueError(f'{name}, each of {n_rows} rows: {texts.pop()}')
     several = [p for p in problems if p[1].endswith(SEVERAL)]
-    if len(several) < 2: several = []
-    others = [p for p in problems if p not in several]
+    others = [p for p in problems if not p[1].endswith(SEVERAL)]
+    if len(several) < 2: several, others = [], problems
     said = []
     if several:
         first = f'the first: {" ".join(several[0])}'
