@@ -142,9 +142,10 @@ EXAMPLES = {True: ('What is the opposite of big?', 'Say it in the past. || Ida s
 
 def _is_small(model_id):
     "Is it a bundled model, or one tuned from it?"
+    from alpaca_ft.tools.load import BUNDLED
     note = Path(model_id)/'alpaca_ft.json'
     base = read_json(note.read_text('utf-8')).get('model_id') if note.exists() else model_id
-    return str(base).startswith('small_world')
+    return base in BUNDLED
 
 def banner(
     model_id, template # of `find_model`

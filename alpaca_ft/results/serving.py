@@ -119,15 +119,16 @@ def stop_texts(
     return [texts[i] for i in texts if texts[i] and reads_back(i)]
 
 # %% ../../nbs/results/serving.ipynb #601b75ee
+_SYSTEM = 'The system prompt stands here.'
 _QUOTES = '{{ "\\"\\"\\"" }}'  # three quotes would end the template
 
 def _for_ollama(cfg):
     "The template in Go's language; None: the one in the GGUF file serves."
     if cfg.template == 'chat': return None
-    text = make_prompt(dict(instruction=_MARK), _form(cfg))
+    form = prompt_format(cfg.template, cfg.system and _SYSTEM)
+    text = make_prompt(dict(instruction=_MARK), form)
     text = text.replace('{{', '{{ "{{" }}').replace('"""', _QUOTES)
-    if cfg.system: text = text.replace(cfg.system, '{{ .System }}', 1)
-    return text.replace(_MARK, '{{ .Prompt }}', 1)
+    return text.replace(_SYSTEM, '{{ .System }}').replace(_MARK, '{{ .Prompt }}', 1)
 
 def modelfile(
     model, tokenizer, # that are saved

@@ -154,11 +154,11 @@ def _encode_part(rows, start, prompt_of, tokenizer, template, max_len, spelled):
 # %% ../../nbs/tools/prompts.ipynb #e0c0de07
 def _tell_refused(problems, n, bad):
     "Raise an error for rows without a border, or leave them out."
-    if isinstance(bad, Notes):
+    if isinstance(bad, Notes) and bad.drops:
         for row_id, problem, row in problems: bad.drop(bad.name, None, row_id, [problem], row)
         return
     texts = [f'row {row_id}: {problem}' for row_id, problem, _ in problems]
-    if bad == 'error': refuse('encode_rows', texts)
+    if bad != 'drop': refuse('encode_rows', texts)
     elif texts: warnings.warn(f'encode_rows: {len(texts)} of {n} rows dropped; {texts[0]}')
 
 def encode_many(
@@ -171,7 +171,7 @@ def encode_many(
     path=None, # a new folder to write the examples to, for more rows than memory holds
 ): # a Dataset of examples: `input_ids`, `n_prompt`, `row_id` (the row's own, or its place)
     "Encode all rows, a thousand at a time. ValueError lists the rows without a border."
-    if isinstance(bad, str) and bad not in ('error', 'drop'):
+    if not isinstance(bad, Notes) and bad not in ('error', 'drop'):
         raise ValueError(f"bad must be 'error' or 'drop', found {bad!r}")
     n = len(rows)
     if not n: raise ValueError('encode_rows: no rows')
