@@ -16,6 +16,7 @@ from .serving import ask_lines, for_conversations, modelfile, serve_lines
 from ..tools.dtypes import DTYPES, rounding, rounding_text
 from ..tools.files import whole_folder, write_text
 from ..tools.lora import ADAPTER, corrections, has_lora, plain_weights, save_adapter
+from ..tools.lora_ledger import lora_alpha
 from ..tools.tracking import active_run
 
 # %% ../../nbs/results/save.ipynb #6f6158ab
@@ -93,7 +94,7 @@ def _card_table(head, rows):
 def _trained(cfg):
     "A line that says how LoRA was trained, and where it is; None where there was none"
     if not cfg or not cfg.lora_rank: return []
-    alpha = 2*cfg.lora_rank if cfg.lora_alpha is None else cfg.lora_alpha
+    alpha = lora_alpha(cfg.lora_rank, cfg.lora_alpha)
     where = (f'this folder is an adapter, which needs its base `{cfg.model_id}` and '
              '`pip install peft`') if cfg.save_adapter else 'merged into the weights'
     return [f'- Trained: LoRA of rank {cfg.lora_rank}, alpha {alpha:g}, beside '

@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['card_precision', 'ways_down', 'nearest_fit', 'as_options']
 
+# %% ../../nbs/tools/cards.ipynb #7e000001
+from .lora_ledger import most_frozen
+
 # %% ../../nbs/tools/cards.ipynb #7e000004
 _WITHOUT_BF16 = ('T4 16 GB',)
 
@@ -32,8 +35,8 @@ def ways_down(
     ways += [[dict(batch_size=n, gradient_accumulation_steps=n_blocks//n) for n in fewer]]
     ways += [[dict(answer_batch_size=n) for n in halves(cfg.answer_batch_size)]]
     ways += [[dict(trunk='yes')] if can_cache and cfg.trunk != 'yes' else []]
-    n_most = n_layers - (cfg.lora_rank is not None)  # LoRA needs a layer
-    ways += [[dict(n_freeze=n) for n in range(cfg.n_freeze + 1, n_most + 1)]]
+    more = range(cfg.n_freeze + 1, most_frozen(cfg, n_layers) + 1)
+    ways += [[dict(n_freeze=n) for n in more]]
     return ways + [[dict(max_seq_len=n) for n in halves(cfg.max_seq_len) if n >= longest]]
 
 # %% ../../nbs/tools/cards.ipynb #7e00000a

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from .ledger import reached_speed, usable_bytes
 from .load import uses_bf16
+from .lora_ledger import most_frozen
 
 # %% ../../nbs/tools/fitting.ipynb #ed2e9467
 def largest_batch(
@@ -41,8 +42,7 @@ def changes_to_try(
         half, n_blocks = cfg.batch_size//2, cfg.batch_size*cfg.gradient_accumulation_steps
         yield dict(batch_size=half, gradient_accumulation_steps=-(-n_blocks//half))
     if not cfg.gradient_checkpointing: yield dict(gradient_checkpointing=True)
-    n_most = n_layers - (cfg.lora_rank is not None)  # LoRA needs a layer
-    if cfg.n_freeze < n_most: yield dict(n_freeze=cfg.n_freeze + 1)
+    if cfg.n_freeze < most_frozen(cfg, n_layers): yield dict(n_freeze=cfg.n_freeze + 1)
 
 # %% ../../nbs/tools/fitting.ipynb #ea10375e
 def oom_advice(

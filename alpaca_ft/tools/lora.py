@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .json_files import read_json
-from .lora_ledger import linear_names
+from .lora_ledger import linear_names, lora_alpha
 
 # %% ../../nbs/tools/lora.ipynb #9f3b181f
 def lora_parts(
@@ -53,7 +53,7 @@ def add_lora(
     if has_lora(model): raise ValueError('the model has LoRA already')
     if not 1 <= rank <= size: raise ValueError(f'lora_rank={rank}: expected 1 to {size}')
     in_all = len(numbers) == len(model.model.layers)
-    config = LoraConfig(r=rank, lora_alpha=2*rank if alpha is None else alpha,
+    config = LoraConfig(r=rank, lora_alpha=lora_alpha(rank, alpha),
                         target_modules=[*names], task_type='CAUSAL_LM',
                         layers_to_transform=None if in_all else numbers)
     model.requires_grad_(False)
@@ -108,14 +108,19 @@ def merge_adapter(
     path # the adapter's folder
 ): # a plain model
     "Add an adapter's corrections to the weights. ValueError where it does not fit."
-    from peft import PeftModel
-    from safetensors import SafetensorError
-    if not (Path(path)/'adapter_model.safetensors').is_file():
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+    file = Path(path)/'adapter_model.safetensors'
+    if not file.is_file():
         raise FileNotFoundError(f'{path}: no adapter_model.safetensors (pickles are not opened)')
     try:
         with warnings.catch_warnings(): # peft asks transformers in an old way
             warnings.filterwarnings('ignore', '.*is_gradient_checkpointing')
+            warnings.filterwarnings('ignore', 'Found missing adapter keys')  # refused below
             whole = PeftModel.from_pretrained(model, path, torch_device=str(model.device))
+        with safe_open(file, 'pt') as f: there = {*f.keys()}
+        odd = there ^ get_peft_model_state_dict(whole, save_embedding_layers=False).keys()
+        if odd: raise ValueError(f'{len(odd)} tensors are missing or too many, one is {min(odd)}')
         return whole.merge_and_unload().requires_grad_(True)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as e:
         why = (str(e) or type(e).__name__).splitlines()[0]

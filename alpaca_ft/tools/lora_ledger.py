@@ -29,6 +29,21 @@ def linear_sizes(
     attention = dict(q_proj=(c.d, c.q), k_proj=(c.d, c.kv), v_proj=(c.d, c.kv), o_proj=(c.q, c.d))
     return attention | dict(gate_proj=(c.d, c.f), up_proj=(c.d, c.f), down_proj=(c.f, c.d))
 
+# %% ../../nbs/tools/lora_ledger.ipynb #1a0a0002
+def lora_alpha(
+    rank:int, # of each correction
+    alpha:float=None # as the user gave it; None: twice the rank
+)->float: # a correction is multiplied by this / rank
+    "Settle LoRA's factor."
+    return 2*rank if alpha is None else alpha
+
+def most_frozen(
+    cfg, # `Config` of a run
+    n_layers:int # layers of its model
+)->int:
+    "Say how many layers a run can freeze: LoRA needs one."
+    return n_layers - (cfg.lora_rank is not None)
+
 # %% ../../nbs/tools/lora_ledger.ipynb #fa5c7e1d
 def live_inputs(
     lora, # names of the linear layers with LoRA
