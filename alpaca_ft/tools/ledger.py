@@ -228,16 +228,18 @@ def _counts(freeze, hf_config, way):
     choices = way.n_freeze, way.freeze_embed, way.tied
     return _counted(freeze, type(hf_config), text, choices, way.lora_rank, way.lora_layers)
 
+def _predicted(add_up, freeze, hf_config, way):
+    check_counts(way.bs, way.max_seq_len, way.n_targets)
+    return add_up(model_sizes(hf_config), _counts(freeze, hf_config, way), way)
+
 def predicted_bytes(
     freeze,     # of lesson 01: decides what is trained
     hf_config,  # the model's configuration
     **way,      # the other arguments of `memory_ledger`
 ):              # as `step_bytes`
     "Predict the memory of a training step. Raises TypeError or ValueError."
-    way = SimpleNamespace(**way)
-    check_counts(way.bs, way.max_seq_len, way.n_targets)
-    check_kinds(way.precision, way.optimizer)
-    return step_bytes(model_sizes(hf_config), _counts(freeze, hf_config, way), way)
+    check_kinds(way['precision'], way['optimizer'])
+    return _predicted(step_bytes, freeze, hf_config, SimpleNamespace(**way))
 
 def predicted_operations(
     freeze,     # of lesson 01: decides what is trained
@@ -245,9 +247,7 @@ def predicted_operations(
     **way,      # the other arguments of `flops_ledger`
 ):              # as `step_operations`
     "Predict the operations of a forward and backward pass. Raises TypeError or ValueError."
-    way = SimpleNamespace(**way)
-    check_counts(way.bs, way.max_seq_len, way.n_targets)
-    return step_operations(model_sizes(hf_config), _counts(freeze, hf_config, way), way)
+    return _predicted(step_operations, freeze, hf_config, SimpleNamespace(**way))
 
 # %% ../../nbs/tools/ledger.ipynb #924859d1
 def ledger_arguments(
