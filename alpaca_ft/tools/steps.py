@@ -9,6 +9,7 @@ __all__ = ['count_steps', 'make_opt', 'scale_grads', 'finite_norm', 'seconds_sin
 import math, time
 import torch
 from .checkpoint import check_finite
+from .device import wait_for
 
 # %% ../../nbs/tools/steps.ipynb #31d07d25
 def count_steps(
@@ -61,8 +62,8 @@ def seconds_since(
     start:float, # of `time.perf_counter()`
     device # where the step was computed
 )->float:
-    "Time a step; on CUDA, all that was asked for is done first."
-    if torch.device(device).type == 'cuda': torch.cuda.synchronize(device)
+    "Time a step; on a GPU, all that was asked for is done first."
+    wait_for(torch.device(device))
     return time.perf_counter() - start
 
 # %% ../../nbs/tools/steps.ipynb #a2000010
