@@ -7,7 +7,7 @@ __all__ = ['cards_text']
 
 # %% ../../nbs/results/cards.ipynb #80000001
 from dataclasses import replace
-from .cost import held_bytes, size_text
+from .cost import embed_is_frozen, held_bytes, size_text
 from ..tools.cards import as_options, card_precision, nearest_fit, ways_down
 from ..tools.ledger import GPUS, usable_bytes
 
@@ -16,9 +16,8 @@ def can_run_once(
     hf_config, cfg # the model's configuration; `Config`
 ): # bool
     "Say whether the frozen layers could run once and for all"
-    tied = cfg.tied == 'train' and hf_config.tie_word_embeddings
     drops = getattr(hf_config, 'attention_dropout', 0)
-    return cfg.n_freeze > 0 and cfg.freeze_embed and not tied and not drops
+    return cfg.n_freeze > 0 and embed_is_frozen(hf_config, cfg) and not drops
 
 def on_card(
     room, # bytes that tensors can have
@@ -65,9 +64,9 @@ def cards_text(
     longest, n_asked, # tokens of the longest row; rows that are answered
     n_tokens, # in all blocks, for the disk
     own=None # this machine's GPU: name, bytes that tensors can have, precision
-): # lines: the cards that the run fits, then one for each other card
+): # lines: cards that the run fits, those of one size together; then one for each other card
     "Say which cards a run fits, and what to change for the others"
-    fitting, lines, held = [], [], None
+    fitting, lines = {}, []
     cards = [(gpu, usable_bytes(gpu), card_precision(gpu, cfg.precision)) for gpu in GPUS]
     for name, room, precision in [own, *cards] if own else cards:
         if precision is None:
@@ -78,7 +77,7 @@ def cards_text(
         if changes: lines.append(_said(name, changes, room, *where, n_tokens))
         elif there is None: lines.append(f'{name}: nothing that was tried fits')
         else:
-            fitting.append(name + ' (fp32)'*(precision == 'fp32'))
-            held = there
-    first = f'{", ".join(fitting)}: {_sizes(held)}' if fitting else 'none fits as it is'
-    return [first, *lines]
+            named = name + ' (fp32)'*(precision == 'fp32')
+            fitting.setdefault(_sizes(there), []).append(named)
+    first = [f'{", ".join(names)}: {sizes}' for sizes, names in fitting.items()]
+    return [*(first or ['none fits as it is']), *lines]
