@@ -30,8 +30,8 @@ def complaint(answer):
         return '\n'.join(_texts(error or body))
     except (ValueError, RecursionError): return '' if raw.lstrip().startswith('<') else raw
 
-def printable(text):
-    "A text for a terminal: whatever could steer it is a space"
+def one_line(text):
+    "A text as one line for a terminal: whatever could steer it is a space"
     return ''.join(char if char.isprintable() else ' ' for char in text)
 
 # %% ../../nbs/tools/dialects.ipynb #d1a00021
@@ -166,7 +166,7 @@ class Dialect:
             if not rule: return False
             name, _, change, instead = rule
             self.learned[name] = change
-        said = printable(max(words.splitlines(), key=len)[:160])
+        said = one_line(max(words.splitlines(), key=len)[:160])
         if self.say: self.say(f'the service refuses {name}: {instead} ({said})')
         return True
 

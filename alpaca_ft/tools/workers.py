@@ -9,7 +9,7 @@ __all__ = []
 import queue, threading
 from collections import Counter
 
-from .dialects import comes_to_all, printable
+from .dialects import comes_to_all, one_line
 from .pacing import BUSY, hopeless
 from .service import ERRORS
 
@@ -25,7 +25,7 @@ class _Verdicts:
         self.errors, self.n_busy = Counter(), 0
 
     def add(self, answer, request):
-        error, said = answer['error'], printable(answer['raw'] or 'it did not say why')[:300]
+        error, said = answer['error'], one_line(answer['raw'] or 'it did not say why')[:300]
         self.errors[error] += 1
         self.n_busy = self.n_busy + 1 if error in BUSY else 0
         # only what has come to all so far tells that it would come to the others
