@@ -6,7 +6,7 @@
 __all__ = ['length_effect', 'prefers', 'length_line']
 
 # %% ../../nbs/tools/length.ipynb #le200001
-from .rates import rate_of
+from .rates import POINTS, rate_of
 
 # %% ../../nbs/tools/length.ipynb #le200004
 def _climb(X, won, at, free):
@@ -62,13 +62,11 @@ def _fitted(more, won):
     return dict(characters=round(float(spread)), controlled=told(0, 1.),
                 preference=told(1, squeezed))
 
-_POINTS = {1: 1., 0: .5, 2: 0.}  # of answer 1, by who won
-
 def _points(verdict):
     "What answer 1 got, over both orders: 1 for won, one half for a tie."
-    if not verdict.get('choices'): return _POINTS[verdict['winner']]
+    if not verdict.get('choices'): return POINTS[verdict['winner']]
     first, swapped = verdict['choices']
-    return (_POINTS[first] + 1 - _POINTS[swapped])/2
+    return (POINTS[first] + 1 - POINTS[swapped])/2
 
 def _share(more, points):
     "How much more often answer 1 wins where it is longer; one win and one loss are added to each."
