@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from .tools.files import write_text
 from .tools.json_files import read_json, value_problem
 from .tools.lora_ledger import LINEARS, linear_names
+from .tools.service import hide_secrets
 from .tools.templates import read_template
 
 # %% ../nbs/tools/config.ipynb #7eda36fa
@@ -181,7 +182,8 @@ def check(self:Config)->Config:
         setattr(self, f.name, v)
         ok, expected = _LIMITS.get(f.name, (None, None))
         if ok and v is not None and not ok(v):
-            raise ValueError(f'{f.name}={v!r}: expected {expected}')
+            shown = hide_secrets(v) if f.name == 'judge_url' else v
+            raise ValueError(f'{f.name}={shown!r}: expected {expected}')
     _check_lora(self)
     return self
 
