@@ -29,13 +29,15 @@ def _told_of(notes, rows):
     twice = n_twice and f'{n_twice:,} {who} an earlier one (same prompt and answer)'
     return [f'{notes.name}: {", ".join(layouts)}', *filter(None, [twice, notes.unused])]
 
+_HINT = '\n  (--bad drop leaves wrong rows out)'
+
 def _load(source, cfg, sample=None, **how):
     "Rows, and the notes. Where wrong rows could be left out, the error says so."
     from alpaca_ft.data import load_rows
     from alpaca_ft.tools.wrong_rows import Notes, WrongRows
     notes = Notes(cfg.bad, sample, cfg.seed)
     try: return load_rows(source, cfg.columns, notes=notes, **how), notes
-    except WrongRows as e: raise ValueError(f'{e}\n  (--bad drop leaves wrong rows out)') from e
+    except WrongRows as e: raise ValueError(f'{e}{_HINT}') from e
 
 # %% ../nbs/command/intake.ipynb #aab0c353
 def _held_out(rows, train_rows, cfg):
@@ -55,12 +57,17 @@ def _given(train_rows, eval_rows, **more):
                  n_train=len(train_rows), n_eval=len(eval_rows))
     return SimpleNamespace(**given | more)
 
+def _refuse_options(cfg, names, why):
+    "ValueError where an option is given that would be ignored."
+    for name in names:
+        value = getattr(cfg, name)
+        if value and value != getattr(type(cfg), name): raise ValueError(f'{name}: {why}')
+
 def _small_world(cfg):
     "Rows that are made."
     from alpaca_ft.small_world import make_rows
-    for name in ('eval_rows', 'rows_subset', 'rows_revision'):
-        if not getattr(cfg, name): continue
-        raise ValueError(f'{name}: the small world has its own; give rows too')
+    names = 'eval_rows', 'rows_subset', 'rows_split', 'rows_revision', 'columns'
+    _refuse_options(cfg, names, 'the small world has its own; give rows too')
     train_rows = make_rows(cfg.n_rows or 4000, seed=cfg.seed)
     eval_rows = make_rows(cfg.n_eval or 500, seed=cfg.seed, split='eval')
     return _given(train_rows, eval_rows, truth_known=True)
@@ -102,9 +109,8 @@ def get_rows(
 def _beside_blocks(cfg):
     "What is given beside packed blocks: rows to evaluate on and to ask, if any."
     from alpaca_ft.results.own_blocks import are_blocks
-    for name in ('n_rows', 'columns', 'rows_subset', 'rows_revision'):
-        if getattr(cfg, name) is None: continue
-        raise ValueError(f'{name}: {cfg.rows} holds packed blocks, and this is for rows')
+    names = 'n_rows', 'columns', 'rows_subset', 'rows_split', 'rows_revision'
+    _refuse_options(cfg, names, f'{cfg.rows} holds packed blocks, and this is for rows')
     if not cfg.eval_rows or are_blocks(cfg.eval_rows): return _given([], [])
     eval_rows, notes = _load(cfg.eval_rows, cfg)
     return _given([], _held_out(eval_rows, [], cfg), told=_told_of(notes, eval_rows),
@@ -147,13 +153,16 @@ def _folder(cfg, rows, part):
 def _pack(rows, part, n_asked, tokenizer, template, cfg, hf_config, notes):
     "Rows as blocks: the rows that are left, the lengths of their examples, blocks."
     from alpaca_ft.data import encode_rows, pack
+    from alpaca_ft.tools.wrong_rows import WrongRows
     name, path = notes.name if notes else 'the small world', _folder(cfg, rows, part)
     where = dict.fromkeys(('examples', 'blocks'))
     if path: where = {k: path/k for k in where}
     drops = notes and notes.drops
-    how = dict(template=template, bad=notes if drops else 'error', path=where['examples'])
+    how = dict(template=template, bad=notes or 'error', path=where['examples'])
     try: examples = encode_rows(rows, tokenizer, **how)
-    except ValueError as e: raise ValueError(f'{name}: {e}') from e
+    except ValueError as e:
+        hint = _HINT if notes and isinstance(e, WrongRows) else ''
+        raise ValueError(f'{name}: {e}{hint}') from e
     if drops:
         limit = getattr(hf_config, 'max_position_embeddings', None) or cfg.max_seq_len
         limit = min(limit, cfg.max_seq_len)
@@ -198,10 +207,24 @@ def _pack_both(given, n_asked, *how):
         made, told = made | one, told + said
     return made | dict(told=told)
 
+def _blocks_held_out(blocks, held_out, cfg, tokenizer):
+    "Blocks to train on, and blocks to evaluate on: named, of the same folder, or drawn."
+    from alpaca_ft.results.own_blocks import hold_out, read_blocks
+    if cfg.eval_rows:
+        blocks_there, eval_there = read_blocks(cfg.eval_rows, tokenizer)
+        held_out = blocks_there if eval_there is None else eval_there
+    n = cfg.n_eval or min(1000, max(1, len(blocks) // 10))
+    if held_out is None: return hold_out(blocks, n, cfg.seed)
+    n = cfg.n_eval or len(held_out)
+    if n > len(held_out):
+        raise ValueError(f'{cfg.eval_rows or cfg.rows}: has {len(held_out)} blocks to evaluate on, '
+                         f'n_eval is {n}')
+    return blocks, held_out.select(range(n))
+
 def _take_blocks(given, n_asked, tokenizer, template, cfg, hf_config):
     "What is given, with blocks that somebody packed before."
-    from alpaca_ft.results.own_blocks import check_blocks_of, hold_out, read_blocks
-    name, n_eval = Path(cfg.rows).name, cfg.n_eval
+    from alpaca_ft.results.own_blocks import check_blocks_of, read_blocks
+    name = Path(cfg.rows).name
     blocks, held_out = read_blocks(cfg.rows, tokenizer)
     told = [f'{name}: packed blocks, taken as they are, whatever mask_prompt says']
     if len(given.eval_rows):
@@ -210,11 +233,7 @@ def _take_blocks(given, n_asked, tokenizer, template, cfg, hf_config):
     else:
         told.append('no answers are asked for: blocks have no questions, --eval_rows FILE has some')
         if cfg.judge_model: raise ValueError(f'judge_model: {told[-1]}')
-        if cfg.eval_rows: held_out = read_blocks(cfg.eval_rows, tokenizer)[0]
-        if held_out is None:
-            n_eval = n_eval or min(1000, max(1, len(blocks) // 10))
-            blocks, held_out = hold_out(blocks, n_eval, cfg.seed)
-        held_out = held_out.select(range(min(n_eval or len(held_out), len(held_out))))
+        blocks, held_out = _blocks_held_out(blocks, held_out, cfg, tokenizer)
         eval_rows = _documents(held_out)
     for some, where in ((blocks, name), (held_out, Path(cfg.eval_rows or cfg.rows).name)):
         check_blocks_of(some, where, cfg.max_seq_len, hf_config.vocab_size)
