@@ -6,8 +6,9 @@
 __all__ = ['join_sides', 'opponent_jobs', 'stored_side', 'ask_side', 'slug', 'find_contest']
 
 # %% ../../nbs/tools/sides.ipynb #si200001
-import random, re
+import os, random, re
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,10 @@ def _record(entry, position, where):
         if name: continue
         raise ValueError(f'{where}: expected a text under {" or ".join(names)}; '
                          f'found {", ".join(entry) or "nothing"}')
+    if not isinstance(entry.get('input'), str | None):
+        raise ValueError(f'{where}: input is {entry["input"]!r:.40}: expected a text')
     usual = dict(row_id=position, step=0, input=None, reference=None, stopped=True, right=None)
+    if 'generator' in entry: usual['model'] = entry['generator']  # AlpacaEval's name for it
     named = dict(instruction=entry[asked], generation=entry[answer])
     record = usual | entry | named
     if not isinstance(record['step'], int):
@@ -168,13 +172,26 @@ def _label(path, records):
     "What to call a side: the model that its file names, or the run, or the file."
     return str(records[0].get('model') or (path if Path(path).is_dir() else Path(path).stem))
 
-def _folder(run, other):
+def _distinct(name, whole):
+    "A folder's name; what was lost of the whole is told apart by a few letters."
+    return f'{slug(name)}-{sha256(whole.encode()).hexdigest()[:6]}'
+
+def _side_name(path, run):
+    "The other side as a folder's name: two parts of its path, and the way to it from the run."
+    path, run = (Path(side).expanduser().resolve() for side in (path, run))
+    try: way = Path(os.path.relpath(path, run))
+    except ValueError: way = path  # on another drive there is none
+    name = path.stem if path.is_file() else path.name
+    return _distinct(f'{path.parent.name}-{name}', way.as_posix())
+
+def _folder(run, against, opponent):
     "Where page, table and JSON go, and the file of the answers that are kept."
     run = Path(run).expanduser()
-    base = run/'judged' if run.is_dir() else run.with_name(run.name.split('.')[0] + '-judged')
-    name = Path(other).stem if other and Path(other).is_file() else Path(other or '').name
-    folder = base/slug(name) if other else base
-    return folder, (folder if other or run.is_file() else run)/'verdicts.jsonl'
+    base = run/'judged' if run.is_dir() else run.with_name(run.name + '-judged')
+    if not (against or opponent): return base, (run if run.is_dir() else base)/'verdicts.jsonl'
+    asked = opponent if slug(opponent) == opponent else _distinct(opponent, str(opponent))
+    folder = base/(_side_name(against, run) if against else asked)
+    return folder, folder/'verdicts.jsonl'
 
 def _some(records, n, seed):
     "At most n: the first ones, or some by chance."
@@ -203,6 +220,6 @@ def find_contest(
     if names[0] == names[1]: names = [f'{names[0]} ({path})' for path in (run, against or opponent)]
     if two is None: one = _some(one, n_judge, seed)
     joined = join_sides(one, two) if two else []
-    folder, store = _folder(run, against or (slug(opponent) if opponent else None))
+    folder, store = _folder(run, against, opponent)
     return SimpleNamespace(run=run, names=names, one=one, two=two, folder=folder, store=store,
                            joined=_some(joined, n_judge, seed), n_joined=len(joined))
