@@ -8,9 +8,11 @@ __all__ = ['judge_run', 'main']
 # %% ../nbs/command/contest.ipynb #ct200001
 import sys, textwrap, warnings
 from functools import partial
+from math import ceil
 from shutil import get_terminal_size
 from .config import Config
-from .judging import ORACLE, OWN_OPTIONS, judged_by, request_options, try_judge
+from .judging import ORACLE, OWN_OPTIONS, check_oracle, judged_by, request_options
+from .judging import try_judge
 from .results.folder import write_json
 from .tools.cli import make_parser, printable, run_command
 from .tools.json_files import read_json
@@ -21,19 +23,26 @@ def read_option(
     typed # list of name=value, as it was typed; or a dict, or None
 )->dict: # options of a request; None: not to be sent
     "Read options of a request. ValueError names one that is none."
-    if typed is None or isinstance(typed, dict): return dict(typed or {})
-    found = {}
-    for text in typed:
-        name, is_there, value = text.partition('=')
-        if not (is_there and name.strip().isidentifier()):
-            raise ValueError(f'option {text!r}: expected name=value, as temperature=none')
-        try: found[name.strip()] = None if value.lower() == 'none' else read_json(value)
-        except ValueError: found[name.strip()] = value
+    found = dict(typed) if isinstance(typed, dict) else _as_typed(typed or [])
     from alpaca_ft.tools.dialects import with_options
     with_options({}, found)  # refuses what would change the question
     for name in found:
         if name in OWN_OPTIONS and name != 'timeout':
             raise ValueError(f'option {name}: expected an option of the request, and this is none')
+    seconds = found.get('timeout', 60.)
+    if type(seconds) not in (int, float) or not 0 < seconds < 1e6:
+        raise ValueError(f'option timeout={seconds!r}: expected seconds, more than 0')
+    return found
+
+def _as_typed(options):
+    "Options by name; a value is JSON, or else a text."
+    found = {}
+    for text in options:
+        name, is_there, value = text.partition('=')
+        if not (is_there and name.strip().isidentifier()):
+            raise ValueError(f'option {text!r}: expected name=value, as temperature=none')
+        try: found[name.strip()] = None if value.lower() == 'none' else read_json(value)
+        except ValueError: found[name.strip()] = value
     return found
 
 def _prices(text):
@@ -73,7 +82,8 @@ def _opponent_estimate(contest, opponent, price):
     from alpaca_ft.tools.asking import estimate_jobs, stored_answers
     from alpaca_ft.tools.sides import opponent_jobs
     jobs = opponent_jobs(contest.one, opponent)
-    cost = estimate_jobs(jobs, stored_answers(_opponent_file(contest)), price)
+    n_out = ceil(sum(len(one['generation']) for one in contest.one)/len(jobs)/4)  # of tokens
+    cost = estimate_jobs(jobs, stored_answers(_opponent_file(contest)), price, max(1, n_out))
     # as long as the first side's, and not the same
     guessed = [(one, one | dict(generation=one['generation'] + '?')) for one in contest.one]
     return cost, guessed
@@ -135,7 +145,7 @@ def judge_run(
     n_judge:int=100, # pairs to judge
     seed:int=None, # draw them at random (default: the first ones)
     price:str=None, # dollars for a million tokens sent and received, as 2.5,10 (default: unknown)
-    max_cost:float=None, # dollars, for all that is asked: stop before more (default: no limit)
+    max_cost:float=None, # dollars; stop before more; a judge's trial is extra (default: no limit)
     dry_run:bool=False # say questions, tokens and dollars, and stop
 ): # list of `outcome`, one for each judge; None after a dry run
     "Let judges compare two sides, and write what they say."
@@ -143,16 +153,15 @@ def judge_run(
     judges, price = _settings(judge_model, judge_url, n_judge, seed, n_workers, price, max_cost)
     options = dict(ask_by=ask_by) | read_option(option)
     contest = find_contest(run, against, opponent, n_judge, seed)
-    judges = judges or [_oracle_for(contest)]
+    judges = judges or [ORACLE]
+    if ORACLE in judges: check_oracle(contest.one, contest.run)
     if opponent: _take_stored(contest, opponent)
     costs = _estimates(contest, opponent, judges, price, request_options(options))
     _announce(contest, costs, max_cost)
     if dry_run: return None
     purse = _Purse(max_cost, price)
-    service = dict(n_workers=n_workers)
-    new = sum(cost['n_asked'] > 0 for _, cost in costs)
-    for judge in judges:  # a judge that cannot answer is found before anything is paid
-        if new > 1 and judge != ORACLE: try_judge(judge, judge_url, **options)
+    service = dict(n_workers=n_workers, timeout=options.pop('timeout', 60.))
+    _try_judges(judges, costs, judge_url, options | service)
     if contest.two is None: _ask_opponent(contest, opponent, judge_url, purse, service)
     return _all_judges(contest, judges, judge_url, purse, service | options)
 
@@ -175,12 +184,12 @@ def _spent(store):
     from alpaca_ft.tools.asking import read_answers
     return sum(answer.get('cost') or 0. for answer in read_answers(store))
 
-def _oracle_for(contest):
-    "The oracle's name, if it knows the truth."
-    known = all(r['right'] is not None and r.get('family') and r['reference'] for r in contest.one)
-    if known: return ORACLE
-    raise ValueError(f'{contest.run}: nobody knows the true answers, so name a judge '
-                     '(--judge_model; --judge_url, if it is not at OpenAI)')
+def _try_judges(judges, costs, url, how):
+    "Find a judge that cannot answer before others are paid; who has nothing to do is left alone."
+    busy = [who for who, cost in costs if cost['n_asked']]
+    if len(busy) < 2: return
+    for judge in judges:
+        if f'judge {judge}' in busy and judge != ORACLE: try_judge(judge, url, **how)
 
 def _announce(contest, costs, max_cost):
     "Say what is compared and what it takes; ValueError where it would cost too much."
@@ -235,13 +244,15 @@ def _replay():
     "The article's own verdicts, by its rule and by the right one."
     from alpaca_ft.judge import replay_article
     from alpaca_ft.results.judged import outcome
-    verdicts = replay_article()['verdicts']
+    replay = replay_article()
+    verdicts = replay['verdicts']
     pairs = [dict(id=v['id'], answer_1='1', answer_2='2') for v in verdicts]
     told = outcome(pairs, verdicts, ("the article's Llama", 'GPT-3.5'), "the article's GPT-4")
     told['length']['why'] = 'the texts of the answers are not published'
     _show(told, ())
-    print(f'the article counts {told["n_inconsistent_by_article"]} changed minds, since in Python '
-          f'-1 % 2 is 1 and some half ties pass as consistent; {told["n_inconsistent"]} are right')
+    print(f'the article counts {replay["article"]["inconsistent"]} changed minds, since in Python '
+          '-1 % 2 is 1 and some half ties pass as consistent; '
+          f'{replay["right"]["inconsistent"]} are right')
     return told
 
 # %% ../nbs/command/contest.ipynb #ct200015

@@ -63,10 +63,6 @@ def _beside_truth(verdicts, truth):
     agreed = kappa_of([*winners], [*true_ones])
     return dict(decided=rate_of(sum(decided), len(decided)), **agreed)
 
-def _by_article(choices):
-    "How many pairs the article's rule calls inconsistent: Python's -1 % 2 is 1, so ties slip in."
-    return sum(not (a == b == 0 or (a - b) % 2 == 1) for a, b in choices)
-
 # %% ../../nbs/results/judged.ipynb #ju200012
 def outcome(
     pairs:list,        # as judged
@@ -86,7 +82,6 @@ def outcome(
     return rates | dict(
         names=list(names), judge=judge, place=place_preference(choices), length=effect,
         truth=beside, failures=dict(failures.most_common()),
-        n_inconsistent_by_article=_by_article(choices),
         n_same=sum(pair['answer_1'] == pair['answer_2'] for pair in pairs),
         more_pairs=more_pairs(won[0], sum(won), rates['n']),
         doubts=doubts(said, None if always_right else effect, names))
