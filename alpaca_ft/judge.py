@@ -14,7 +14,8 @@ from .tools.asking import (ask_all, estimate_jobs, generate_openai, request_key,
                                     stored_answers)
 from .tools.dialects import with_options
 from .tools.pairs import check_pairs, make_pairs
-from .tools.rates import kappa, luck, mean_of, rate_of, rate_rows, rates_line, wilson
+from .tools.rates import (POINTS, kappa, luck, mean_of, rate_of, rate_rows, rates_line,
+                                   wilson)
 from .tools.service import make_client, read_choice
 
 _all_ = ['make_pairs', 'generate_openai', 'wilson', 'rate_rows', 'rates_line']
@@ -58,13 +59,11 @@ def verdict_of(
                 errors=[reply['error'] for reply in replies], cut=not ended)
 
 # %% ../nbs/04_judge.ipynb #047d0c7c
-_POINTS = {1: 1., 0: .5, 2: 0.}  # of answer 1, by the winner
-
 def _count(verdicts):
     "The rate of each answer and of ties, and the points of answer 1."
     n, won = len(verdicts), Counter(v['winner'] for v in verdicts)
     return dict(answer_1=rate_of(won[1], n), answer_2=rate_of(won[2], n), tie=rate_of(won[0], n),
-                points=mean_of([_POINTS[v['winner']] for v in verdicts]))
+                points=mean_of([POINTS[v['winner']] for v in verdicts]))
 
 def _places(choices):
     "How often the first place wins; of the pairs with one place named twice, how often the first."
@@ -85,7 +84,7 @@ def win_rates(
     choices = [v['choices'] for v in judged if v.get('choices')]
     first = [winner_of(choice, 1) for choice, _ in choices]
     swapped = [winner_of(choice, 2) for _, choice in choices]
-    averaged = [(_POINTS[a] + _POINTS[b])/2 for a, b in zip(first, swapped)]
+    averaged = [(POINTS[a] + POINTS[b])/2 for a, b in zip(first, swapped)]
     return dict(n=len(verdicts), n_judged=n, n_failed=len(verdicts) - n, n_cut=n_cut,
                 n_consistent=n_same, n_inconsistent=n - n_same, left_out=_count(same),
                 as_ties=_count(judged), averaged=dict(points=mean_of(averaged)),
