@@ -223,9 +223,10 @@ def _blocks_held_out(blocks, held_out, cfg, tokenizer):
 
 def _take_blocks(given, n_asked, tokenizer, template, cfg, hf_config):
     "What is given, with blocks that somebody packed before."
-    from alpaca_ft.results.own_blocks import check_blocks_of, read_blocks
-    name = Path(cfg.rows).name
+    from alpaca_ft.results.own_blocks import check_blocks_of, name_of, read_blocks
+    name, limits = name_of(cfg.rows), (cfg.max_seq_len, hf_config.vocab_size)
     blocks, held_out = read_blocks(cfg.rows, tokenizer)
+    check_blocks_of(blocks, name, *limits)  # before some are drawn, so that each has its number
     told = [f'{name}: packed blocks, taken as they are, whatever mask_prompt says']
     if len(given.eval_rows):
         how = n_asked, tokenizer, template, cfg, hf_config, given.notes[0]
@@ -235,8 +236,7 @@ def _take_blocks(given, n_asked, tokenizer, template, cfg, hf_config):
         if cfg.judge_model: raise ValueError(f'judge_model: {told[-1]}')
         blocks, held_out = _blocks_held_out(blocks, held_out, cfg, tokenizer)
         eval_rows = _documents(held_out)
-    for some, where in ((blocks, name), (held_out, Path(cfg.eval_rows or cfg.rows).name)):
-        check_blocks_of(some, where, cfg.max_seq_len, hf_config.vocab_size)
+    check_blocks_of(held_out, name_of(cfg.eval_rows or cfg.rows), *limits)
     n_places = getattr(hf_config, 'max_position_embeddings', None) or cfg.max_seq_len
     if cfg.max_seq_len > n_places:
         raise ValueError(f'{name}: blocks have {cfg.max_seq_len:,} places, the model {n_places:,}')
