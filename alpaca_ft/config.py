@@ -58,6 +58,7 @@ class Config:
     lora_alpha: float|None = None  # LoRA is multiplied by lora_alpha / lora_rank; None: doubled
     lora_layers: str = 'all'  # linear layers with LoRA: 'all', or names, as q_proj,v_proj
     save_adapter: bool = False  # save LoRA alone, as peft does, and not merged into the model
+    shard_frozen: bool = False  # under torchrun: cut frozen weights into parts too
     gradient_checkpointing: bool = False  # less memory, a little more time
     n_eval: int|None = None  # rows held out; None: a tenth, at most 1,000 (small world: 500)
     n_eval_samples: int = 10  # prompts sampled at each validation

@@ -13,7 +13,7 @@ from .config import Config, PRESETS
 from .prepare import prepare
 from .results.folder import as_begun, attempt, check_room, held, read_before
 from .results.folder import read_options, reporting, save_config, write_before, write_json
-from .tools.cli import check_one_process, make_parser, run_command
+from .tools.cli import check_launcher, make_parser, run_command
 from .tools.files import write_text
 from .tools.templates import prompt_format
 from .tools.tracking import lend_spec, tracked
@@ -36,9 +36,10 @@ def measuring(
 
 def _measure_before(cfg, parts, out):
     "Figures and records before tuning: measured once, so that a resumed run compares with the same"
+    from alpaca_ft.tools.distributed import from_first
     path = out/'before.json'
-    before = read_before(path, parts.asked_rows) if cfg.resume else None
-    if not before: before = write_before(path, *_measure(cfg, parts, 0))
+    before = from_first(read_before, path, parts.asked_rows) if cfg.resume else None
+    if not before: before = from_first(write_before, path, *_measure(cfg, parts, 0))
     return before['figures'], before['records'], before['losses']
 
 def _measure(cfg, parts, step):
@@ -85,11 +86,12 @@ def tune(
     from alpaca_ft.loop import fit
     from alpaca_ft.results.cost import timed
     from alpaca_ft.tools.answers import forget_from
+    from alpaca_ft.tools.distributed import gathered
     from alpaca_ft.tools.load import bring_back, put_away
     from alpaca_ft.validate import validate
     away = cfg.trunk == 'yes'
     def validate_whole(_, step):
-        with timed(times, 'validate'):
+        with timed(times, 'validate'), gathered(parts.trained):
             if away: bring_back(parts.model, cfg.n_freeze)
             forget_from(out/'predictions.jsonl', step)  # a run that goes on makes them again
             figures = validate(parts.whole, step, n_eval_samples=cfg.n_eval_samples,
@@ -133,17 +135,21 @@ def run(
     judge_url=None # where the judge is asked
 ): # the report
     "Measure, tune, measure again, judge, and write all of it down"
-    from alpaca_ft.results.cost import spent, timed
+    from alpaca_ft.results.cost import in_all, spent, timed
     from alpaca_ft.results.report import card_figures
     from alpaca_ft.results.rowwise import row_table
     from alpaca_ft.results.save import save_model
+    from alpaca_ft.tools.distributed import from_first, gathered, is_first
     times = {}
     with timed(times, 'trunk'): parts = run_trunk(cfg, ready, out)
     before, records, losses = _measure_before(cfg, parts, out)
     history = tune(cfg, parts, out, times)
-    after, more, losses_after = _measure(cfg, parts, len(history))
-    save_model(ready.model, ready.tokenizer, out/'model', cfg=cfg, adapter=cfg.save_adapter,
-               figures=card_figures(before, after))
+    with gathered(parts.trained):
+        after, more, losses_after = _measure(cfg, parts, len(history))
+        from_first(save_model, ready.model, ready.tokenizer, out/'model', cfg=cfg,
+                   adapter=cfg.save_adapter, figures=card_figures(before, after))
+    times = in_all(times)
+    if not is_first(): return None # what is left needs no others
     records += more
     rows = row_table(ready.eval_rows, losses, losses_after)
     for name, lines in {'generations': records, 'losses': rows}.items():
@@ -152,7 +158,8 @@ def run(
                   n_train=ready.n_train, n_eval=ready.n_eval,
                   n_steps=len(history), params=ready.params, config=asdict(cfg))
     def write():
-        times['total'] = time.perf_counter() - start[0], time.process_time() - start[1]
+        cpu = time.process_time() - start[1] + times['others']
+        times['total'] = time.perf_counter() - start[0], cpu
         report.update(spent(times, parts.made, history))
         write_json(out/'report.json', report)
     conclude(report, records, history, rows, cfg, out, judge_url, write)
@@ -168,31 +175,38 @@ def finetune(
 
     The report and the model are written into `cfg.out`. What failed once the model was saved (the
     judge, a page, W&B) stands under `failed`; nothing is raised for it."""
-    check_one_process()
+    check_launcher()
     lend_spec()
     start, cfg = (time.perf_counter(), time.process_time()), as_begun(cfg)
+    from alpaca_ft.tools.distributed import joined
     from alpaca_ft.tools.fitting import naming_memory
-    with held(cfg) as out, naming_memory('the run was under way'):
+    with joined(cfg.device), held(cfg) as out, naming_memory('the run was under way'):
         return _in_folder(cfg, out, start)
+
+def _announce(cfg, ready):
+    "Say the plan -> `Config` in which all is settled"
+    from alpaca_ft.results.plan import plan, settle
+    print(plan(cfg, ready))
+    cfg = settle(cfg, ready)
+    check_room(cfg, ready)
+    return cfg
 
 def _in_folder(cfg, out, start):
     "Prepare, say the plan, go; nobody else writes to the folder"
     from alpaca_ft.judging import hide_password, try_judge
-    from alpaca_ft.results.plan import plan, settle
+    from alpaca_ft.tools.distributed import from_first
     from alpaca_ft.tools.wrong_rows import write_dropped
     cfg, judge_url = hide_password(cfg)
     ready = prepare(cfg)
-    print(plan(cfg, ready))
-    cfg = settle(cfg, ready)
-    check_room(cfg, ready)
+    cfg = from_first(_announce, cfg, ready)
     asks = cfg.judge_model and cfg.n_judge
-    if cfg.dry_run and asks: try_judge(cfg.judge_model, judge_url)
+    if cfg.dry_run and asks: from_first(try_judge, cfg.judge_model, judge_url)
     if cfg.dry_run: return None
-    save_config(cfg, out)
-    write_dropped(out/'dropped.jsonl', ready.notes)
+    from_first(save_config, cfg, out)
+    from_first(write_dropped, out/'dropped.jsonl', ready.notes)
     watched = tracked(cfg.wandb_mode, cfg.wandb_project, asdict(cfg), out)
     with reporting(cfg, out):
-        if asks: try_judge(cfg.judge_model, judge_url)
+        if asks: from_first(try_judge, cfg.judge_model, judge_url)
         with watched: return run(cfg, ready, out, start, judge_url)
 
 # %% ../nbs/command/finetune.ipynb #e2373815
@@ -200,7 +214,7 @@ GROUPS = {
     'rows': 'rows rows_subset rows_split rows_revision eval_rows n_rows n_eval columns bad '
             'template system mask_prompt max_seq_len',
     'model': 'model_id model_revision n_freeze freeze_embed tied lora_rank lora_alpha lora_layers '
-             'save_adapter device precision attention gradient_checkpointing',
+             'save_adapter device precision attention gradient_checkpointing shard_frozen',
     'training': 'epochs trunk batch_size gradient_accumulation_steps lr mom sqr_mom eps '
                 'weight_decay warmup max_grad_norm seed',
     'answers and judge': 'eval_every n_eval_samples n_answers max_new_tokens answer_batch_size '

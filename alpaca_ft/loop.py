@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .config import Config
 from .freeze import checkpoint_layers, explain_oom
 from .tools.attention import check_isolation
+from .tools.distributed import as_forward, my_blocks, shard
 from .tools.checkpoint import Checkpointer, check_grads, finish_step_on_ctrl_c, open_epoch
 from .tools.head import Accuracy, autocast_for, head_loss, only_at, plain_head, to_device
 from .tools.steps import count_steps, finite_norm, is_due, make_opt, save_step
@@ -23,6 +24,7 @@ from .tools.tracking import History, eval_record, log_step, plot_history
 _all_ = ['Accuracy', 'History', 'autocast_for', 'check_grads', 'plot_history', 'to_device']
 
 # %% ../nbs/02_loop.ipynb #0ba5e024
+@as_forward
 def lm_loss(
     model, # a Llama-layout causal model, or the upper part of one
     batch:dict, # `labels` (moved by one, -100: none), `position_ids`, `input_ids` or `hidden`
@@ -76,11 +78,12 @@ def take_step(
 )->dict: # figures of the step
     "Sum the loss of all micro-batches, divide once by all their targets, clip, and step."
     total, losses = Accuracy(), []
-    for batch in batches:
+    for batch in map(my_blocks, batches):
         with autocast_for(model, cfg.precision): loss, n_targets, n_right = lm_loss(model, batch)
         loss.backward()
         losses.append(loss.detach())
         total.add(n_right, n_targets, losses[-1])
+    total.gather()
     check_grads(model)
     params = [p for p in model.parameters() if p.requires_grad]
     scale_grads(params, 1 / max(total.n_targets, 1))  # divided once, then clipped
@@ -104,7 +107,7 @@ def fit(
     progress:bool=True # show a bar
 )->History: # one record a step
     "Train for `cfg.epochs`, from the newest checkpoint if told so; `take_step` makes each step."
-    checkpoint_layers(model, on=cfg.gradient_checkpointing)
+    checkpoint_layers(shard(model, cfg.shard_frozen), on=cfg.gradient_checkpointing)
     _, n_steps = count_steps(len(train_dl), cfg)
     opt = make_opt(model, cfg)
     saver = Checkpointer(out, model, opt, train_dl, cfg, every=save_every)

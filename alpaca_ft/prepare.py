@@ -43,12 +43,13 @@ def prepare(
     from alpaca_ft.intake import get_blocks, get_rows
     from alpaca_ft.tools.attention import attend_per_document
     from alpaca_ft.tools.device import check_precision, find_device
+    from alpaca_ft.tools.distributed import from_first
     from alpaca_ft.tools.fitting import naming_memory
     from alpaca_ft.tools.head import spare_last_layer
     device = find_device(cfg.device)
     check_precision(device, cfg.precision)
     template = prompt_format(cfg.template, cfg.system)
-    given = get_rows(cfg)
+    given = from_first(get_rows, cfg)
     # weights in bf16 would need the autocast that fp32 does without
     dtype = 'float32' if cfg.precision == 'fp32' else None
     with naming_memory(f'{cfg.model_id} was loaded'):
@@ -59,7 +60,7 @@ def prepare(
     _choose_trained(model, cfg)
     if cfg.attention != 'sdpa': attend_per_document(model)
     spare_last_layer(model)
-    given = get_blocks(given, tokenizer, template, cfg, model.config)
+    given = from_first(get_blocks, given, tokenizer, template, cfg, model.config)
     train_dl, eval_dl = get_dls(given.blocks, given.eval_blocks, cfg.batch_size, cfg.seed)
     more = dict(model=model, tokenizer=tokenizer, train_dl=train_dl, eval_dl=eval_dl,
                 params=_params(model, cfg))

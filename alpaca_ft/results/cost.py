@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flops_of', 'run_flops', 'disk_bytes', 'free_bytes', 'size_text', 'cache_size', 'saved_flops', 'embed_is_frozen',
-           'held_bytes', 'longest_row', 'answer_bytes', 'timed', 'spent']
+           'held_bytes', 'longest_row', 'answer_bytes', 'timed', 'in_all', 'spent']
 
 # %% ../../nbs/results/cost.ipynb #b5349852
 import shutil, time
@@ -156,6 +156,15 @@ def timed(
         spent, spent_cpu = times.get(name, (0., 0.))
         times[name] = (spent + time.perf_counter() - start,
                        spent_cpu + time.process_time() - start_cpu)
+
+def in_all(
+    times # of `timed`
+): # the same, with the processor's seconds of all processes; `others`: those of the others, so far
+    "Add up the processor's time over processes; the clock is this one's"
+    from alpaca_ft.tools.distributed import summed
+    own = time.process_time()
+    cpu = {name: (clock, summed(cpu)) for name, (clock, cpu) in times.items()}
+    return cpu | dict(others=summed(own) - own)
 
 def spent(
     times, # of `timed`: 'trunk', 'fit', 'validate' and 'total' in this process

@@ -84,7 +84,11 @@ def held(
     cfg # `Config`
 ): # yields the run's folder
     "Keep other runs out of a folder and check it; where nothing was written, no folder is left."
+    from alpaca_ft.tools.distributed import is_first
     out = Path(cfg.out)
+    if not is_first():
+        yield out
+        return
     if cfg.dry_run or (out.exists() and not out.is_dir()):
         yield check_out(cfg)
         return
@@ -169,6 +173,10 @@ def reporting(
     "Keep report.json and report.html true; a finished report is never lost"
     from fastcore.xml import P
     from alpaca_ft.results.report import whole_page
+    from alpaca_ft.tools.distributed import is_first
+    if not is_first():
+        yield
+        return
     def tell(status, why):
         if status_of(out) == 'done': return
         write_json(out/'report.json', dict(status=status, why=why, config=asdict(cfg)))

@@ -13,6 +13,7 @@ import torch
 
 from ..config import Config
 from .serving import ask_lines, for_conversations, modelfile, serve_lines
+from ..tools.distributed import n_processes, whole_state
 from ..tools.dtypes import DTYPES, rounding, rounding_text
 from ..tools.files import whole_folder, write_text
 from ..tools.lora import ADAPTER, corrections, has_lora, plain_weights, save_adapter
@@ -58,6 +59,8 @@ def write_safetensors(
             if torch.promote_types(t.dtype, as_stored) != as_stored:
                 lost.append(rounding(t, as_stored, name))
             t = t.to(as_stored).contiguous()
+            # a weight that numpy has seen cannot be cut into parts again
+            if n_processes() > 1: t = t.clone()
             f.write(t.reshape(-1).view(torch.uint8).numpy().data)
     return lost
 
@@ -66,10 +69,14 @@ def named_once(
     model # any causal model of transformers
 )->dict: # name -> tensor; nothing is copied
     "Give the weights, without LoRA and without the second names of tied ones."
-    weights = plain_weights(model.state_dict())
+    weights = plain_weights(whole_state(model))
     for second, first in model.all_tied_weights_keys.items():
         if weights[second].data_ptr() == weights[first].data_ptr(): del weights[second]
     return weights
+
+def _class_name(model):
+    "Its own, not that of a sharded one"
+    return type(model).__name__.removeprefix('FSDP')
 
 def write_weights(
     model, # any causal model of transformers
@@ -78,7 +85,7 @@ def write_weights(
 ): # what was lost, in words; None: nothing
     "Write safetensors, config and generation config, all of one dtype, which the config states."
     hf_config = copy.deepcopy(model.config)
-    hf_config.update(dict(dtype=dtype, use_cache=True, architectures=[type(model).__name__]))
+    hf_config.update(dict(dtype=dtype, use_cache=True, architectures=[_class_name(model)]))
     hf_config.save_pretrained(path)
     model.generation_config.save_pretrained(path)
     file = Path(path)/'model.safetensors'

@@ -42,7 +42,7 @@ def gpu_room(
     import torch
     if device == 'cpu': return None
     if device == 'mps': return 'this Apple GPU', torch.mps.recommended_max_memory()*USABLE
-    card = torch.cuda.get_device_properties(0)
+    card = torch.cuda.get_device_properties('cuda')  # this process's
     return f'this {card.name}', card.total_memory*USABLE
 
 def wait_for(

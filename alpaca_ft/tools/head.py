@@ -10,6 +10,7 @@ import math
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 import torch
+from .distributed import summed
 from .load import uses_bf16
 
 # %% ../../nbs/tools/head.ipynb #a613b3ee
@@ -230,6 +231,10 @@ class Accuracy:
         "Count from full logits, as the article does; positions without a target are not counted."
         keep = labels != -100
         return float(self.add(((logits.argmax(-1) == labels) & keep).sum(), int(keep.sum())))
+    def gather(self):
+        "Add what the other processes counted, where there are several."
+        self.n_right, self.n_targets, self.loss_sum = summed([
+            self.n_right, self.n_targets, self.loss_sum])
     def compute(self)->float: # 0. before the first target
         "Divide, once and at the end."
         return int(self.n_right) / max(int(self.n_targets), 1)
