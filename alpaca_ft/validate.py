@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from .tools.answers import (answer_rates, answer_record, exact_match, keep_answers,
                                      read_table, stop_rates)
 from .tools.batching import answer_all, eos_ids, prompt_ids
+from .tools.distributed import mine, summed
 from .tools.sampling import (avoid_repeats, check_numbers, chooser, gen_settings,
                                       nucleus, only_top)
 from .tools.tracking import track
@@ -51,15 +52,16 @@ def evaluate(
     "Sum losses, targets and hits over all batches, and divide once. ValueError: no target."
     total, n_targets, n_right = 0., 0, 0
     with eval_mode(model), torch.no_grad():
-        for batch in _bar('evaluate', progress, dl):
+        for batch in _bar('evaluate', progress, mine(dl)):
             batch = to_device(batch, model.device)
             with autocast_for(model, precision): loss, n, right = lm_loss(model, batch)
             total, n_targets, n_right = total + loss.item(), n_targets + n, n_right + right
+    total, n_targets, n_right = summed([total, n_targets, int(n_right)])
     if not n_targets: raise ValueError('evaluate: no target in any batch, or no batch')
     loss = total / n_targets
     # exp of more than 709 is too large a number for Python
     return dict(loss=loss, perplexity=math.exp(min(loss, 700)),
-                accuracy=int(n_right) / n_targets, n_targets=n_targets)
+                accuracy=n_right / n_targets, n_targets=n_targets)
 
 # %% ../nbs/03_validate.ipynb #786c46bb
 def next_probs(

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from .files import append_jsonl, read_jsonl, write_whole
-from .tracking import log_table
+from .tracking import log_table, writes_here
 
 # %% ../../nbs/tools/answers.ipynb #6d8f133d
 _COLUMNS = ('row_id step instruction input prompt generation concat reference stopped '
@@ -44,6 +44,7 @@ def keep_answers(
     out=None # a JSON-lines file that they are added to
 ):
     "Add records to a file, if one is named, and send them to the W&B run, if there is one."
+    if not writes_here(): return
     if out: append_jsonl(out, records)
     if not records: return
     columns = [name for name in _COLUMNS if name in records[0]]
@@ -83,7 +84,7 @@ def forget_from(
 ):
     "Take out what a resumed run will make again, and damaged lines, which a warning counts."
     path = Path(path)
-    if not path.is_file(): return
+    if not (writes_here() and path.is_file()): return
     lines = [line for line in path.read_bytes().split(b'\n') if line.strip()]
     steps = [_step_of(line) for line in lines]
     if n_damaged := steps.count(None):

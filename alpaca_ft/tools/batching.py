@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from .distributed import dealt_back, everyone, mine
 from .fitting import naming_memory
 from .ledger import model_sizes
 from .prompts import tokenize
@@ -188,6 +189,24 @@ def _check_positions(hf_config, ids, room):
                          f'change, and with the longest answer one has {longest}: answer one '
                          'prompt at a time, or ask for fewer new tokens')
 
+def _answer(model, ids, room, eos, choose, bs, update):
+    "The moving batch: answers, and which of them an end token closed"
+    answers, stopped = [[] for _ in ids], [False] * len(ids)
+    queue, s = shared_prefixes(ids, n_min=min(8, bs)), None
+    def done(i): return stopped[i] or len(answers[i]) == room[i]
+    def n_free(): return 2 * bs - 1 - (len(s.rows) if s else 0)
+    while queue or s:
+        while queue and n_free() >= bs:
+            for read in _read(model, ids, queue, n_free()): s = _join(s, read)
+        tokens = choose(s.logits, s.rows)
+        for i, t in zip(s.rows, tokens.tolist()):
+            if done(i): continue
+            if t in eos: stopped[i] = True
+            else: answers[i].append(t)
+            update(done(i))
+        s = _step(model, s, tokens, [j for j, i in enumerate(s.rows) if not done(i)])
+    return answers, stopped
+
 def answer_all(
     model, # a causal language model of the Llama kind, in eval mode; call it under no_grad
     ids, # token ids of each prompt
@@ -201,22 +220,12 @@ def answer_all(
     if not isinstance(bs, Integral) or bs < 1:
         raise ValueError(f'bs={bs!r}: expected a whole number from 1')
     _check_positions(model.config, ids, room)
-    answers, stopped = [[] for _ in ids], [False] * len(ids)
-    queue, s = shared_prefixes(ids, n_min=min(8, bs)), None
-    def done(i): return stopped[i] or len(answers[i]) == room[i]
-    def n_free(): return 2 * bs - 1 - (len(s.rows) if s else 0)
+    places = mine([*range(len(ids))])
+    def choose_mine(logits, rows): return choose(logits, [places[i] for i in rows])
     with naming_memory(f'{2 * bs - 1} prompts or fewer were answered at once: try a smaller bs'):
-        while queue or s:
-            while queue and n_free() >= bs:
-                for read in _read(model, ids, queue, n_free()): s = _join(s, read)
-            tokens = choose(s.logits, s.rows)
-            for i, t in zip(s.rows, tokens.tolist()):
-                if done(i): continue
-                if t in eos: stopped[i] = True
-                else: answers[i].append(t)
-                update(done(i))
-            s = _step(model, s, tokens, [j for j, i in enumerate(s.rows) if not done(i)])
-    return answers, stopped
+        found = _answer(model, mine(ids), mine(room), eos, choose_mine, bs, update)
+    answers, stopped = zip(*everyone(found))
+    return dealt_back(answers), dealt_back(stopped)
 
 # %% ../../nbs/tools/batching.ipynb #e690c2c1
 def kv_cache_bytes(

@@ -6,7 +6,9 @@
 __all__ = ['RowLosses']
 
 # %% ../../nbs/tools/row_losses.ipynb #5cd4fbd5
+from itertools import chain
 import numpy as np, torch
+from .distributed import everyone
 from .head import each_loss
 
 # %% ../../nbs/tools/row_losses.ipynb #rl000004
@@ -35,6 +37,7 @@ class RowLosses:
         self.sums = {}
         with each_loss() as losses:
             for batch in self.dl:
+                # another process's batch has none, and gets none of an earlier one
                 losses.clear()
                 yield batch
                 if losses: self._note(batch, torch.cat(losses).cpu().double().numpy())
@@ -43,6 +46,9 @@ class RowLosses:
             before = self.sums.get(int(row_id), (0., 0))
             self.sums[int(row_id)] = before[0] + float(loss), before[1] + int(n)
     def table(self)->list: # dicts row_id, loss (nats per target), n_targets, by row number
-        "The loss of each row that was evaluated; rows without a target are not in it."
+        "The loss of each row evaluated in any process; rows without a target are not in it."
+        sums = {}
+        for row_id, noted in chain(*(one.items() for one in everyone(self.sums))):
+            sums[row_id] = [*map(sum, zip(sums.get(row_id, (0., 0)), noted))]
         return [dict(row_id=row_id, loss=loss / n, n_targets=n)
-                for row_id, (loss, n) in sorted(self.sums.items()) if n]
+                for row_id, (loss, n) in sorted(sums.items()) if n]

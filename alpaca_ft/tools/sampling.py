@@ -9,6 +9,7 @@ __all__ = ['nucleus', 'only_top', 'avoid_repeats', 'check_numbers', 'gen_setting
 import math, warnings
 
 import numpy as np, torch
+from .distributed import everyone
 
 # %% ../../nbs/tools/sampling.ipynb #361035c8
 def nucleus(
@@ -165,6 +166,10 @@ def _check_settings(max_new_tokens, temperature, top_p, top_k, repetition_penalt
     if not 0 < repetition_penalty < math.inf:
         refuse('repetition_penalty', repetition_penalty, 'more than 0 (1: none)')
 
+def _drawn_seed():
+    "A seed from torch's own generator; of several processes, all take the first one's"
+    return everyone(int(torch.randint(2**31, ())))[0]
+
 def gen_settings(
     model, # its GenerationConfig holds the defaults
     max_new_tokens:int|None=None, # None: the model's, or 256
@@ -187,7 +192,7 @@ def gen_settings(
     _check_settings(**how)
     if is_own: _warn_unused(own, how['temperature'])
     if how['temperature'] == 0: how |= dict(top_p=1., top_k=0, seed=None)
-    else: how['seed'] = int(torch.randint(2**31, ()) if seed is None else seed)
+    else: how['seed'] = int(_drawn_seed() if seed is None else seed)
     whole = 'max_new_tokens', 'top_k', 'seed'
     return {k: v if v is None else int(v) if k in whole else float(v) for k, v in how.items()}
 

@@ -7,6 +7,7 @@ __all__ = ['split_trunk', 'cache_bytes', 'cache_trunk', 'join_trunk']
 
 # %% ../../nbs/tools/trunk.ipynb #3f2de9a3
 import copy, hashlib, json, math, os, shutil, time, warnings
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from .attention import check_isolation
 from .checkpoint import differences, model_identity
 from .digests import data_hash, hash_file, read_checked, write_checked
+from .distributed import everyone, from_first, n_processes, rank
 from .files import sweep, whole_folder
 from .load import check_n_freeze, uses_bf16
 
@@ -107,14 +109,14 @@ class CachedBlocks:
 class _OtherCache(ValueError):
     "The cache there is whole, and of something else"
 
-def _open_cache(path, blocks, key):
-    "The blocks of a finished cache; ValueError: it is damaged, or of something else."
+def _open_cache(path, key):
+    "What a finished cache says of itself; ValueError: it is damaged, or of something else."
     about = read_checked(path/'about.json')
     if diff := differences(about['key'], key):
         raise _OtherCache(f'{path} is a cache of something else: {"; ".join(diff)}')
     if hash_file(path/'hidden.bin') != about['sha256']:
         raise ValueError(f'{path/"hidden.bin"} is damaged: its digest does not fit')
-    return CachedBlocks(blocks.remove_columns('input_ids'), path, about)
+    return about
 
 
 # %% ../../nbs/tools/trunk.ipynb #33c7db12
@@ -163,10 +165,11 @@ def _key(trunk, blocks, precision):
                precision='bf16' if uses_bf16(embed.device, precision) else 'fp32')
     return json.loads(json.dumps(key | model_identity(trunk), default=str))
 
-def _write_hidden(file, trunk, batches):
-    "Write what the trunk makes of all batches -> sha256 of the file"
+def _write_hidden(file, trunk, batches, place=0):
+    "Write what the trunk makes of all batches, from that byte on -> sha256 of what was written"
     digest = hashlib.sha256()
     with open(file, 'rb+') as f:
+        f.seek(place)
         for batch in batches:
             hidden = trunk(**batch, use_cache=False).last_hidden_state
             data = hidden.contiguous().cpu().view(torch.uint8).numpy().data
@@ -174,24 +177,39 @@ def _write_hidden(file, trunk, batches):
             f.write(data)
     return digest.hexdigest()
 
+def _my_part(blocks, bs):
+    "The blocks that this process runs, whole batches of them, and the number of the first"
+    n, n_batches = n_processes(), math.ceil(len(blocks)/bs)
+    first, end = (n_batches*r//n*bs for r in (rank(), rank() + 1))
+    return blocks.select(range(first, min(end, len(blocks)))), first
+
+def _whole_digest(file, sha256):
+    "The digest of a file to which all processes have written"
+    if n_processes() == 1: return sha256
+    everyone('has written')
+    return from_first(hash_file, file)
+
 @torch.no_grad()
 def _run_trunk(folder, model, parts, blocks, key, bs, progress):
-    "Fill the folder of a cache -> what `about.json` says"
+    "Fill this process's part of a cache -> what `about.json` says"
     start, start_cpu = time.perf_counter(), time.process_time()
     trunk, upper = parts
     device = trunk.embed_tokens.weight.device
-    _reserve(folder/'hidden.bin', cache_bytes(model, *key['shape'][:2]))
-    _check_opens(folder/'hidden.bin', key['shape'], getattr(torch, key['dtype']))
+    file, (n_blocks, n_tokens, _) = folder/'hidden.bin', key['shape']
+    from_first(_reserve, file, cache_bytes(model, n_blocks, n_tokens))
+    _check_opens(file, key['shape'], getattr(torch, key['dtype']))
     columns = ['input_ids', 'position_ids']
     tensors = blocks.with_format('torch', columns=columns, device=device)
-    n_batches = math.ceil(len(blocks)/bs)
-    batches = tqdm(tensors.iter(bs), total=n_batches, disable=not progress, desc='trunk')
+    part, first = _my_part(tensors, bs)
+    batches = tqdm(part.iter(bs), total=math.ceil(len(part)/bs), disable=not progress, desc='trunk')
     with torch.autocast(device.type, torch.bfloat16, enabled=key['precision'] == 'bf16'):
         _check_exact(model, trunk, upper, tensors[:1])
-        sha256 = _write_hidden(folder/'hidden.bin', trunk, batches)
-    seconds = [time.perf_counter() - start, time.process_time() - start_cpu]
-    about = dict(key=key, sha256=sha256, seconds=seconds)  # on the clock, of the processor
-    write_checked(folder/'about.json', about)
+        sha256 = _write_hidden(file, trunk, batches, cache_bytes(model, first, n_tokens))
+    sha256 = _whole_digest(file, sha256)
+    spent = everyone((time.perf_counter() - start, time.process_time() - start_cpu))
+    clock, cpu = zip(*spent)
+    about = dict(key=key, sha256=sha256, seconds=[max(clock), sum(cpu)])
+    from_first(write_checked, folder/'about.json', about)
     return about
 
 # %% ../../nbs/tools/trunk.ipynb #48b17f1c
@@ -199,6 +217,23 @@ def _take_away(path):
     "Remove a damaged cache, whatever it is"
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink()
+
+def _find_cache(path, key):
+    "What a finished cache says of itself; None: there is none, or a damaged one was taken away"
+    sweep(path.parent)
+    if not path.exists(): return None
+    try: return _open_cache(path, key)
+    except _OtherCache: raise
+    except (OSError, ValueError) as e:
+        warnings.warn(f'{path} is damaged, so the frozen layers run again ({e})')
+    _take_away(path)
+
+@contextmanager
+def _shared_folder(path):
+    "A new folder for all processes to fill; the first one makes it, and gives it its name"
+    with ExitStack() as stack:
+        yield from_first(lambda: stack.enter_context(whole_folder(path)))
+        from_first(stack.close)
 
 def cache_trunk(
     model,             # a model from `freeze`
@@ -211,23 +246,18 @@ def cache_trunk(
 ):                     # blocks with `hidden` [max_seq_len, hidden_size], the residual stream
     """Run the frozen part over all blocks, once, and keep its output in a file.
 
+    Of several processes each runs a part of the blocks; they must see the same folder.
     The folder appears whole or not at all; one that is damaged is named in a warning and made anew.
     Raises ValueError for a trunk that is not frozen, or a folder that is the cache of something
     else, and OSError where the disk is too small, before a block is computed."""
     path, parts = Path(path), split_trunk(model, n_freeze)
     check_isolation(model, bs)
-    key = _key(parts[0], blocks, precision)
-    sweep(path.parent)
-    if path.exists():
-        try: return _open_cache(path, blocks, key)
-        except _OtherCache: raise
-        except (OSError, ValueError) as e:
-            warnings.warn(f'{path} is damaged, so the frozen layers run again ({e})')
-        _take_away(path)
-    training = model.training
+    key = from_first(_key, parts[0], blocks, precision)
+    about, training = from_first(_find_cache, path, key), model.training
     try:
-        with whole_folder(path) as folder:
-            about = _run_trunk(folder, model.eval(), parts, blocks, key, bs, progress)
+        if about is None:
+            with _shared_folder(path) as folder:
+                about = _run_trunk(folder, model.eval(), parts, blocks, key, bs, progress)
     finally: model.train(training)
     return CachedBlocks(blocks.remove_columns('input_ids'), path, about)
 
