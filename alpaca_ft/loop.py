@@ -13,10 +13,10 @@ import torch
 from tqdm.auto import tqdm
 from .config import Config
 from .freeze import checkpoint_layers, explain_oom
-from .tools.attention import check_isolation
 from .tools.distributed import as_forward, my_blocks, shard
 from .tools.checkpoint import Checkpointer, check_grads, finish_step_on_ctrl_c, open_epoch
-from .tools.head import Accuracy, autocast_for, head_loss, only_at, plain_head, to_device
+from .tools.folding import states_at
+from .tools.head import Accuracy, autocast_for, head_loss, plain_head, to_device
 from .tools.steps import count_steps, finite_norm, is_due, make_opt, save_step
 from .tools.steps import scale_grads, seconds_since
 from .tools.tracking import History, eval_record, log_step, plot_history
@@ -31,15 +31,11 @@ def lm_loss(
     chunk:int=256 # target positions that meet the head at a time
 )->tuple: # sum of token losses (tensor, nats), number of targets (int), number right (tensor)
     "Sum the loss over a batch's targets; the head is applied to target positions only."
-    head, decoder, labels = plain_head(model), model.get_decoder(), batch['labels'].flatten()
+    head, labels = plain_head(model), batch['labels'].flatten()
     at = (labels != -100).nonzero()[:, 0]  # before the move: a GPU would have to stop and count
     batch = to_device(batch | dict(at=at, targets=labels[at]), head.weight.device)
-    check_isolation(model, len(batch['labels']))
-    if 'hidden' in batch: inputs = dict(inputs_embeds=batch['hidden'])
-    else: inputs = dict(input_ids=batch['input_ids'])
-    with only_at(model, batch['at']):  # what the last layer would make for nobody is left out
-        h = decoder(**inputs, position_ids=batch['position_ids'], use_cache=False).last_hidden_state
-    loss, n_right = head_loss(h.flatten(0, 1)[batch['at']], head.weight, batch['targets'], chunk)
+    h = states_at(model, batch, batch['at'])
+    loss, n_right = head_loss(h, head.weight, batch['targets'], chunk)
     return loss, len(at), n_right
 
 # %% ../nbs/02_loop.ipynb #8206dff0

@@ -70,7 +70,7 @@ def _one_step(cfg, ready):
     if cfg.trunk != 'yes': return ready.model, ready.train_dl
     from alpaca_ft.tools.trunk import split_trunk
     batch, embed = dict(next(iter(ready.train_dl))), ready.model.model.embed_tokens
-    hidden = embed(batch.pop('input_ids').to(embed.weight.device)).detach()
+    hidden = embed(batch['input_ids'].to(embed.weight.device)).detach()
     return split_trunk(ready.model, cfg.n_freeze)[1], [batch | dict(hidden=hidden)]
 
 def trial_speed(

@@ -53,50 +53,51 @@ def _weights(q, keys, n_late):
     return scores.softmax(-1)
 
 class InSteps(torch.autograd.Function):
-    "One document `[tokens, heads, head_dim]` attends to itself, some queries at a time."
+    "The last tokens of a document `[tokens, heads, head_dim]` attend to it, some at a time."
     @staticmethod
     def forward(ctx, q, k, v, scale):
         ctx.save_for_backward(q, k, v)
-        ctx.scale, out = scale, torch.empty_like(q)
+        ctx.scale, out, ahead = scale, torch.empty_like(q), len(k) - len(q)
         queries, results = (_by_head(x, k.shape[1]) for x in (q, out))
         k, v = (x.transpose(0, 1).contiguous() for x in (k, v))
         for a, b in _steps(len(q)):
             rows = scale*queries[:, :, a:b].flatten(1, 2)
-            found = _weights(rows, k[:, :b], b - a) @ v[:, :b]
+            seen = slice(ahead + b)
+            found = _weights(rows, k[:, seen], b - a) @ v[:, seen]
             results[:, :, a:b] = found.unflatten(1, (-1, b - a))
         return out
     @staticmethod
     def backward(ctx, grad):
         q, k, v = ctx.saved_tensors
-        dq = torch.empty_like(q)
+        dq, ahead = torch.empty_like(q), len(k) - len(q)
         queries, grads, dqueries = (_by_head(x, k.shape[1]) for x in (q, grad, dq))
         k, v = (x.transpose(0, 1).contiguous() for x in (k, v))
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         with torch.autocast(q.device.type, enabled=False):
             for a, b in _steps(len(q)):
                 rows, g = (x[:, :, a:b].flatten(1, 2) for x in (queries, grads))
-                rows = ctx.scale*rows
-                weights = _weights(rows, k[:, :b], b - a)
-                dscores = g @ v[:, :b].mT
+                rows, seen = ctx.scale*rows, slice(ahead + b)
+                weights = _weights(rows, k[:, seen], b - a)
+                dscores = g @ v[:, seen].mT
                 dscores = torch._softmax_backward_data(dscores, weights, -1, q.dtype)
-                dqueries[:, :, a:b] = (dscores @ k[:, :b]).unflatten(1, (-1, b - a))
-                dk[:, :b] += dscores.mT @ rows
-                dv[:, :b] += weights.mT @ g
+                dqueries[:, :, a:b] = (dscores @ k[:, seen]).unflatten(1, (-1, b - a))
+                dk[:, seen] += dscores.mT @ rows
+                dv[:, seen] += weights.mT @ g
         return dq.mul_(ctx.scale), dk.transpose(0, 1), dv.transpose(0, 1), None
 
 # %% ../../nbs/tools/attention.ipynb #13f3c0a1
-def _window_mask(n, window, device):
-    "Which of `n` tokens looks at which: at itself and at the `window - 1` before it"
-    place = torch.arange(n, device=device)
-    behind = place[:, None] - place
+def _seen(n, m, window, device):
+    "Which of `m` tokens the last `n` look at: themselves, those before; `window` in all"
+    behind = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)
     return (behind >= 0) & (behind < window)
 
-def _attend(q, k, v, scale, window, dropout):
-    "One document `[tokens, heads, head_dim]` attends to itself"
-    n = len(q)
-    mask = _window_mask(n, window, q.device) if window and window < n else None
-    if q.is_cpu and n >= LONG and mask is None and not dropout:
+def attend_one(q, k, v, scale, window, dropout=0.):
+    "The last tokens of a document `[tokens, heads, head_dim]`, or all of them, attend to it"
+    n, m = len(q), len(k)
+    window = min(window or m, m)
+    if q.is_cpu and n >= LONG and window == m and not dropout:
         return InSteps.apply(q, k, v, scale or q.shape[-1]**-.5)
+    mask = _seen(n, m, window, q.device) if n < m or window < m else None
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None,
                                        scale=scale, enable_gqa=True)
@@ -107,7 +108,7 @@ def _one_by_one(q, k, v, documents, scale, window, dropout=0.):
     exact = torch.promote_types(v.dtype, torch.float32)
     parts = zip(*(x.to(exact).split(documents.lengths) for x in (q, k, v)))
     with torch.autocast(q.device.type, enabled=False):
-        return torch.cat([_attend(*part, scale, window, dropout) for part in parts])
+        return torch.cat([attend_one(*part, scale, window, dropout) for part in parts])
 
 # %% ../../nbs/tools/attention.ipynb #b881f771
 def _has_kernel(query, dtype, dropout):
@@ -136,6 +137,7 @@ def per_document(
     dropout:float=0., # share of weights left out
     position_ids=None, # tell where a document begins
     sliding_window:int=None, # tokens that a token sees, itself among them; None: all before it
+    folded=None, # `Folded`, where the batch holds only what its documents do not have in common
     **kwargs # for transformers' own function
 )->tuple: # [bs, max_seq_len, heads, head_dim], and no weights
     "Attend in each document apart; under a mask, as transformers does."
@@ -143,11 +145,12 @@ def per_document(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, **kwargs)
     bs, _, size, _ = query.shape
-    documents = attention_mask.find(position_ids, bs)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     kind, dtype = query.device.type, value.dtype
     if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
-    if _has_kernel(query, dtype, dropout):
+    documents = None if folded else attention_mask.find(position_ids, bs)
+    if folded: out = folded.attend(q, k, v, scaling, sliding_window)
+    elif _has_kernel(query, dtype, dropout):
         out = _by_kernel(q, k, v, documents, scaling, sliding_window, dtype)
     else: out = _one_by_one(q, k, v, documents, scaling, sliding_window, dropout)
     return out.to(value.dtype).unflatten(0, (bs, size)), None

@@ -17,6 +17,7 @@ from .checkpoint import differences, model_identity
 from .digests import data_hash, hash_file, read_checked, write_checked
 from .distributed import everyone, from_first, n_processes, rank
 from .files import sweep, whole_folder
+from .folding import states_at
 from .load import check_n_freeze, uses_bf16
 
 # %% ../../nbs/tools/trunk.ipynb #b9bcf53e
@@ -71,7 +72,7 @@ def _map(file, shape, dtype):
         return torch.from_numpy(numbers).view(dtype).view(shape)
 
 class CachedBlocks:
-    "Blocks with `hidden` in place of `input_ids`, for `get_dls` and `fit` like any others."
+    "Blocks with `hidden` beside `input_ids`, for `get_dls` and `fit` like any others."
     def __init__(self,
         blocks,  # `datasets.Dataset`: labels, position_ids, row_ids
         path,    # folder with `hidden.bin`
@@ -171,7 +172,8 @@ def _write_hidden(file, trunk, batches, place=0):
     with open(file, 'rb+') as f:
         f.seek(place)
         for batch in batches:
-            hidden = trunk(**batch, use_cache=False).last_hidden_state
+            every = torch.arange(batch['input_ids'].numel(), device=batch['input_ids'].device)
+            hidden = states_at(trunk, batch, every)
             data = hidden.contiguous().cpu().view(torch.uint8).numpy().data
             digest.update(data)
             f.write(data)
@@ -259,7 +261,7 @@ def cache_trunk(
             with _shared_folder(path) as folder:
                 about = _run_trunk(folder, model.eval(), parts, blocks, key, bs, progress)
     finally: model.train(training)
-    return CachedBlocks(blocks.remove_columns('input_ids'), path, about)
+    return CachedBlocks(blocks, path, about)
 
 # %% ../../nbs/tools/trunk.ipynb #510b447f
 def join_trunk(
