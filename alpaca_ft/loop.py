@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from .config import Config
 from .freeze import checkpoint_layers, explain_oom
 from .tools.distributed import as_forward, my_blocks, shard
-from .tools.checkpoint import Checkpointer, check_grads, finish_step_on_ctrl_c, open_epoch
+from .tools.checkpoint import Checkpointer, open_epoch
 from .tools.folding import states_at
 from .tools.head import Accuracy, autocast_for, head_loss, plain_head, to_device
-from .tools.steps import count_steps, finite_norm, is_due, make_opt, save_step
-from .tools.steps import scale_grads, seconds_since
+from .tools.steps import check_grads, count_steps, finish_step_on_ctrl_c, finite_norm
+from .tools.steps import is_due, make_opt, save_step, scale_grads, seconds_since
 from .tools.tracking import History, eval_record, log_step, plot_history
 
 _all_ = ['Accuracy', 'History', 'autocast_for', 'check_grads', 'plot_history', 'to_device']

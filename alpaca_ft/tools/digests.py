@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np, torch
 
+from .distributed import whole
 from .files import write_text, write_whole
 
 # %% ../../nbs/tools/digests.ipynb #d2d00004
@@ -121,12 +122,12 @@ def data_hash(
 
 # %% ../../nbs/tools/digests.ipynb #610651fd
 def frozen_hash(
-    model # any `torch.nn.Module`
+    model # any `torch.nn.Module`; where its weights are cut into parts, all processes call this
 )->str: # sha256 of names, dtypes and bytes of all parameters that are not trained
     "Name the frozen weights, which a checkpoint does not hold."
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
         if p.requires_grad: continue
         digest.update(f'{name} {p.dtype} {tuple(p.shape)}'.encode())
-        digest.update(_tensor_bytes(p))
+        digest.update(_tensor_bytes(whole(p)))
     return digest.hexdigest()
