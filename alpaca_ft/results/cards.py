@@ -23,11 +23,14 @@ def on_card(
     room, # bytes that tensors can have
     hf_config, cfg, # the model's configuration; `Config` with a settled precision
     longest, n_asked, # tokens of the longest row; rows that are answered
-    may_cache=True # is there a disk for the output of the frozen layers?
+    may_cache=True, # is there a disk for the output of the frozen layers?
+    n_processes=1 # that share the run, with a card each
 ): # fields to change (dict; empty: none, None: nothing tried fits), bytes as in `held_bytes`
     "Find the settings nearest to a run's own with which it fits"
     can_cache = may_cache and can_run_once(hf_config, cfg)
-    def held(changes): return held_bytes(hf_config, replace(cfg, **changes), longest, n_asked)
+    def held(changes):
+        return held_bytes(hf_config, replace(cfg, **changes), longest, n_asked,
+                          n_processes=n_processes)
     def fits(changes): return max(held(changes).values()) <= room
     once = dict(trunk='yes')
     if fits({}): changes = {}
@@ -40,30 +43,32 @@ def on_card(
 # %% ../../nbs/results/cards.ipynb #8000000a
 def _sizes(held): return ' to train, '.join(map(size_text, held.values())) + ' to answer'
 
-def _without_disk(room, hf_config, cfg, longest, n_asked):
+def _without_disk(room, hf_config, cfg, longest, n_asked, n_processes):
     "The options with which the run fits if the frozen layers run in each epoch"
     cfg = replace(cfg, trunk='no')
-    changes, _ = on_card(room, hf_config, cfg, longest, n_asked, may_cache=False)
+    changes, _ = on_card(room, hf_config, cfg, longest, n_asked, False, n_processes)
     if changes is None: return 'nothing that was tried fits'
     return as_options(dict(trunk='no') | changes)
 
-def _said(name, changes, room, hf_config, cfg, longest, n_asked, n_tokens):
+def _said(name, changes, room, hf_config, cfg, longest, n_asked, n_tokens, n_processes):
     "What is said of a card that the run fits with these changes"
     how = f'with {as_options(changes)}'
     if changes == dict(trunk='yes') and cfg.trunk == 'auto': how = 'if the frozen layers run once'
     run = replace(cfg, **changes)
-    said = f'{name} {how}: {_sizes(held_bytes(hf_config, run, longest, n_asked))}'
+    held = held_bytes(hf_config, run, longest, n_asked, n_processes=n_processes)
+    said = f'{name} {how}: {_sizes(held)}'
     if run.trunk != 'yes': return said
     size = size_text(n_tokens*hf_config.hidden_size*(2 if cfg.precision == 'bf16' else 4))
-    return (f'{said}, {size} of disk; '
-            f'without that disk: {_without_disk(room, hf_config, cfg, longest, n_asked)}')
+    without = _without_disk(room, hf_config, cfg, longest, n_asked, n_processes)
+    return f'{said}, {size} of disk; without that disk: {without}'
 
 # %% ../../nbs/results/cards.ipynb #8000000b
 def cards_text(
     hf_config, cfg, # the model's configuration; `Config`
     longest, n_asked, # tokens of the longest row; rows that are answered
     n_tokens, # in all blocks, for the disk
-    own=None # this machine's GPU: name, bytes that tensors can have, precision
+    own=None, # this machine's GPU: name, bytes that tensors can have, precision
+    n_processes=1 # that share the run, with a card each
 ): # lines: cards that the run fits, those of one size together; then one for each other card
     "Say which cards a run fits, and what to change for the others"
     fitting, lines = {}, []
@@ -73,8 +78,8 @@ def cards_text(
             lines.append(f'{name}: has no bf16')
             continue
         where = hf_config, replace(cfg, precision=precision), longest, n_asked
-        changes, there = on_card(room, *where)
-        if changes: lines.append(_said(name, changes, room, *where, n_tokens))
+        changes, there = on_card(room, *where, n_processes=n_processes)
+        if changes: lines.append(_said(name, changes, room, *where, n_tokens, n_processes))
         elif there is None: lines.append(f'{name}: nothing that was tried fits')
         else:
             named = name + ' (fp32)'*(precision == 'fp32')

@@ -118,16 +118,25 @@ def embed_is_frozen(
 
 def held_bytes(
     hf_config, cfg, longest, n_asked, # as in `_kv_bytes`
-    device='cuda' # 'cpu': all weights are fp32 there
-): # dict of bytes: training, answering
+    device='cuda', # 'cpu': all weights are fp32 there
+    n_processes=1 # that share the run
+): # dict of bytes of one process: training, answering
     "Count the memory of a run at its two peaks, from the configuration alone"
-    from alpaca_ft.freeze import run_ledger
+    from alpaca_ft.freeze import freeze, run_ledger
+    from alpaca_ft.tools.rank_ledger import rank_ledger
     whole = run_ledger(hf_config, cfg, device=device, trunk='no')
     there = 'frozen', 'trained', 'optimizer', 'casts', 'workspace'
     in_bf16 = device != 'cpu' and cfg.precision == 'bf16' and embed_is_frozen(hf_config, cfg)
-    kept = _kv_bytes(hf_config, cfg, longest, n_asked, 'bfloat16' if in_bf16 else 'float32')
-    return dict(training=run_ledger(hf_config, cfg, device=device)['total'],
-                answering=sum(whole[part] for part in there) + kept)
+    kept = _kv_bytes(hf_config, cfg, longest, -(-n_asked//n_processes),
+                     'bfloat16' if in_bf16 else 'float32')
+    answering = sum(whole[part] for part in there) + kept
+    def of_one(**changes):
+        return rank_ledger(freeze, hf_config, cfg, n_processes, device=device, **changes)
+    if n_processes > 1: # all weights are whole then, beside the parts that are cut
+        part = of_one(trunk='no')
+        answering += part['trained'] + part['optimizer'] - whole['optimizer']
+        answering += cfg.shard_frozen*part['frozen']
+    return dict(training=of_one()['total'], answering=answering)
 
 def longest_row(
     blocks # of `pack`

@@ -13,6 +13,7 @@ from .cost import answer_bytes, cache_size, disk_bytes, flops_of, free_bytes
 from .cost import longest_row, run_flops, saved_flops, size_text
 from .report import duration
 from ..tools.device import gpu_room, wait_for
+from ..tools.distributed import n_processes
 from ..tools.load import BUNDLED, cpu_likes_bf16, uses_bf16
 
 # %% ../../nbs/results/plan.ipynb #d32c9968
@@ -156,9 +157,25 @@ def _memory(cfg, ready):
     from alpaca_ft.freeze import run_ledger
     kind = 'bf16 with fp32' if cfg.precision == 'bf16' else 'fp32'
     n_bytes = run_ledger(ready.model.config, cfg)['total']
-    return (f'about {size_text(n_bytes)} to train, by the ledger of lesson 01, {kind}; at most '
-            f'{size_text(answer_bytes(cfg, ready))} for what answers remember '
+    alone = ' in one process'*(n_processes() > 1)
+    return (f'about {size_text(n_bytes)} to train{alone}, by the ledger of lesson 01, {kind}; '
+            f'at most {size_text(answer_bytes(cfg, ready))} for what answers remember '
             '(--answer_batch_size)')
+
+def _each(cfg, ready):
+    "What each of several processes holds and sends, as lines; none where there is one process"
+    from alpaca_ft.freeze import freeze
+    from alpaca_ft.tools.rank_ledger import rank_ledger
+    if n_processes() == 1: return []
+    kind = ready.model.device.type
+    parts = rank_ledger(freeze, ready.model.config, cfg, n_processes(), device=kind)
+    def size(*names): return size_text(sum(parts[name] for name in names))
+    share = size('casts', 'activations', 'logits', 'workspace')
+    return [f'each    of {n_processes()} processes holds about {size("total")} to train, '
+            f'as predicted: {size("trained", "gradients", "optimizer")} for',
+            f'        its part of what is trained, {size("frozen")} frozen, {size("gathered")} '
+            f'whole for a while, {share} for',
+            f'        its share of a micro-batch; it sends {size("communicated")} a step']
 
 def _cards(asked, cfg, ready):
     "The cards that the run fits, in the precision and the way that each would choose"
@@ -167,7 +184,8 @@ def _cards(asked, cfg, ready):
     own, run = gpu_room(ready.model.device.type), replace(cfg, precision=asked.precision,
                                                           trunk=asked.trunk)
     lines = cards_text(ready.model.config, run, longest, len(ready.asked_rows), n_tokens,
-                       own and (*own, cfg.precision))
+                       own and (*own, cfg.precision), n_processes())
+    if n_processes() > 1: lines[0] = f'one for each process: {lines[0]}'
     return '\n        '.join(lines)
 
 def _speed(cfg, ready):
@@ -199,6 +217,7 @@ def plan(
         f'model   {cfg.model_id}: {ready.params}',
         f'fast    {_fast(cfg, ready, speed)}',
         f'memory  {_memory(cfg, ready)}',
+        *_each(cfg, ready),
         f'cards   {_cards(asked, cfg, ready)}',
         f'time    {no_room or _time(cfg, ready, speed)}',
         f'disk    about {saved} for the model, at most {kept} for checkpoints'
