@@ -20,7 +20,8 @@ SECRETS = dict(OPENAI_API_KEY='sk-PLANTEDa1b2c3d4', HF_TOKEN='hf_PLANTEDe5f6g7h8
                WANDB_API_KEY='PLANTED'.ljust(40, '0'))
 COMMAND = 'import sys; from alpaca_ft.finetune import main; sys.exit(main(sys.argv[1:]))'
 # a checkpoint after each step, so that a fault has something to fall back on
-STEPS = 'from alpaca_ft.tools import checkpoint as c; c.Checkpointer.__init__.__defaults__ = (1,); '
+STEPS = ('from alpaca_ft.loop import fit; '
+         'fit.__defaults__ = (*fit.__defaults__[:3], 1, *fit.__defaults__[4:]); ')
 
 
 # Running the command
