@@ -13,7 +13,7 @@ from .cost import answer_bytes, cache_size, disk_bytes, flops_of, free_bytes
 from .cost import longest_row, run_flops, saved_flops, size_text
 from .report import duration
 from ..tools.device import gpu_room, wait_for
-from ..tools.distributed import n_processes
+from ..tools.distributed import my_blocks, n_processes
 from ..tools.load import BUNDLED, cpu_likes_bf16, uses_bf16
 
 # %% ../../nbs/results/plan.ipynb #d32c9968
@@ -32,7 +32,8 @@ def _stepped_opt(model, cfg):
 def _seconds_of_worst(model, batch, cfg, device):
     "Forward and backward beside the optimizer's state, by the clock."
     from alpaca_ft.loop import autocast_for, lm_loss
-    opt = _stepped_opt(model, cfg)
+    # of several processes each will hold a part of it, and here one is alone
+    opt = _stepped_opt(model, cfg) if n_processes() == 1 else None
     wait_for(device)
     start = time.perf_counter()
     with autocast_for(model, cfg.precision): loss, *_ = lm_loss(model.train(), batch)
@@ -50,7 +51,7 @@ def try_worst(
     "Run a batch with a target everywhere, beside the optimizer's state; MemoryError if too large."
     import torch
     from alpaca_ft.freeze import checkpoint_layers, explain_oom
-    batch = next(iter(train_dl))
+    batch = my_blocks(next(iter(train_dl)))
     batch = batch | dict(labels=torch.zeros_like(batch['labels']))
     checkpoint_layers(model, on=cfg.gradient_checkpointing)
     device, training = model.get_output_embeddings().weight.device, model.training
@@ -78,7 +79,7 @@ def trial_speed(
     cfg, ready # `Config`, and what `prepare` gave
 ): # floating-point operations a second
     "Train on one micro-batch, forget it, and divide the ledger's operations by its seconds"
-    n_blocks = min(cfg.batch_size, len(ready.blocks))
+    n_blocks = -(-min(cfg.batch_size, len(ready.blocks))//n_processes())
     part, batches = _one_step(cfg, ready)
     tries = [try_worst(part, batches, cfg) for _ in range(2)]
     seconds = min(one['seconds'] for one in tries) # the first one warms up
@@ -135,7 +136,9 @@ def settle(
 def _time(cfg, ready, speed):
     "How long a run will take"
     train, evals, n_evals = run_flops(cfg, ready)
-    return (f'about {duration(train / speed)} to train and {duration(evals / speed)} to evaluate '
+    together = speed*n_processes()
+    return (f'about {duration(train / together)} to train and '
+            f'{duration(evals / together)} to evaluate '
             f'{n_evals} times: {(train + evals) / 1e12:,.1f} TFLOP by the ledger,\n'
             f'        {speed / 1e9:,.0f} GFLOP/s in a trial just now; besides, '
             f'{len(ready.asked_rows):,} answers before and after, each of at most '
@@ -144,7 +147,8 @@ def _time(cfg, ready, speed):
 def _fast(cfg, ready, speed):
     "What was chosen, what it saves, and how each choice is switched off"
     if cfg.trunk == 'yes':
-        saves = f', saves {duration(saved_flops(cfg, ready) / speed)}' if speed else ''
+        together = (speed or 0)*n_processes()
+        saves = f', saves {duration(saved_flops(cfg, ready) / together)}' if speed else ''
         once = f'frozen layers run once{saves} (--trunk no)'
     else: once = f'frozen layers run in each epoch: {why_not_once(cfg, ready) or "--trunk no"}'
     attention = dict(per_document='attention per document (--attention sdpa)',
@@ -192,7 +196,7 @@ def _speed(cfg, ready):
     "Operations a second; the error, as a text, where the trial of a dry run does not fit"
     try: return trial_speed(cfg, ready), None
     except MemoryError as e:
-        if not cfg.dry_run: raise
+        if not cfg.dry_run and n_processes() == 1: raise
         return None, f'unknown: the trial of one micro-batch ran {e}'
 
 # %% ../../nbs/results/plan.ipynb #695241d8
