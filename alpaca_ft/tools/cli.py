@@ -89,8 +89,9 @@ def run_command(
 
     Without a terminal there are no bars and no notes of libraries."""
     quiet = {} if sys.stderr.isatty() else dict(TQDM_DISABLE='1', WANDB_SILENT='true')
-    # threads that spin while they wait take time from other programs
-    calm = dict(HF_HUB_VERBOSITY='error', OMP_WAIT_POLICY='PASSIVE')
+    # threads that spin while they wait take time from other programs; where one of several
+    # processes dies, PyTorch's C++ would print a page of addresses
+    calm = dict(HF_HUB_VERBOSITY='error', OMP_WAIT_POLICY='PASSIVE', TORCH_CPP_LOG_LEVEL='ERROR')
     # set before `work` imports the libraries: they look once
     for k, v in (quiet | calm).items(): os.environ.setdefault(k, v)
     def say(text): print(f'{name}: {printable(text)}', file=sys.stderr)

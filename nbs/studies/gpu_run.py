@@ -277,6 +277,23 @@ def run_page(path, seconds):
     return dict(seconds=round(time.perf_counter() - start, 1))
 
 
+def run_torchrun(seconds):
+    "The command on small rows, under torchrun, with a process for each GPU -> what came of it."
+    n, bin = max(1, torch.cuda.device_count()), Path(sys.executable).parent
+    rows = '--n_rows 400 --n_eval 40 --epochs 1 --n_judge 0'.split()
+    command = [bin/'torchrun', '--standalone', '--nproc_per_node', str(n), '--no-python',
+               bin/'alpaca_ft', *rows]
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as d:
+        try: done = subprocess.run([*command, '--out', f'{d}/run'], capture_output=True, text=True,
+                                   timeout=max(seconds, 1))
+        except (OSError, subprocess.TimeoutExpired) as e: return dict(failed=type(e).__name__)
+        if done.returncode: return dict(failed=(done.stdout + done.stderr)[-1000:])
+        report = json.loads(Path(d, 'run/report.json').read_text('utf-8'))
+    return dict(n_processes=n, seconds=round(time.perf_counter() - start, 1),
+                loss=[report[when]['loss'] for when in ('before', 'after')])
+
+
 def main(argv=None):
     "Print a line of JSON for each part; 1 where one failed."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -303,6 +320,10 @@ def main(argv=None):
         left = min(until - time.perf_counter(), 60)
         found = apart(work, SHAPES[shape_name], how, left)
         say(name, shape=shape_name, **found, **shares(found, about))
+    if 'torchrun'.startswith(args.only):
+        left = min(until - time.perf_counter(), 90)
+        found = run_torchrun(left) if on_gpu else dict(skipped='no GPU')
+        say('torchrun', card=about.get('card'), **found)
     for path in pages_with_cuda():
         name = f'page {path.relative_to(here.parent).as_posix()}'
         if not name.startswith(args.only): continue

@@ -29,57 +29,71 @@ from alpaca_ft.tools.attention import attend_per_document
 from alpaca_ft.tools.distributed import rank
 from alpaca_ft.tools.head import spare_last_layer
 
-name, folder, n_freeze, bs, n_steps, n_threads = SET
+name, folder, n_freeze, bs, n_micro, n_steps, n_threads = SET
 torch.set_num_threads(n_threads)
 model, tokenizer = load_model(name, 'float32')
 freeze(model, n_freeze)
 spare_last_layer(attend_per_document(model))
 if folder: blocks = load_from_disk(folder)
 else: blocks = pack(encode_rows(make_rows(1000), tokenizer), 128, mask_prompt=True)
-blocks = blocks.select(range(bs*n_steps))
-cfg = Config(batch_size=bs, epochs=1, precision='fp32', lr=3e-4)
+blocks = blocks.select(range(bs*n_micro*n_steps))
+cfg = Config(batch_size=bs, gradient_accumulation_steps=n_micro, epochs=1, precision='fp32',
+             lr=3e-4)
 history = fit(model, get_dls(blocks, blocks, bs)[0], cfg, progress=False)
 """
 
 
-def fitted(n, name='small_world', folder=None, n_freeze=6, bs=4, n_steps=30, n_threads=1, more=''):
+def fitted(n, name='small_world', folder=None, n_freeze=6, bs=4, n_micro=1, n_steps=30,
+           n_threads=1, more=''):
     "What the first of n processes finds out."
-    setting = SETTING.replace('SET', repr((name, folder, n_freeze, bs, n_steps, n_threads)))
+    setting = SETTING.replace('SET', repr((name, folder, n_freeze, bs, n_micro, n_steps,
+                                           n_threads)))
     how = dict(OMP_NUM_THREADS=str(n_threads))
     os.environ.update(how)
     return across(setting + more, n, timeout=3000)[0]
 
 
 def curves(args, folder):
-    "Losses and norms of 30 steps, by 1 to n processes; three micro-batches of odd sizes a step."
+    "Losses and norms of 30 steps, by 1 to n processes; a step is three micro-batches of three."
     keep = "result = [(r['loss'], r['grad_norm'], r['accuracy']) for r in history]"
     for n in range(1, args.n + 1):
-        yield dict(kind='curves', n=n, steps=fitted(n, bs=7, more=keep))
+        yield dict(kind='curves', n=n, steps=fitted(n, bs=3, n_micro=3, more=keep))
 
 
 def together(out, *argv):
     "Start the command in two processes, under torchrun."
     start = [*TORCHRUN, '--nproc_per_node', '2', '--no-python', sys.executable, '-c']
-    return subprocess.Popen([*start, STEPS + COMMAND, *SMALL, '--out', str(out), *argv], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    more = '--n_rows', '240', '--epochs', '3'
+    return subprocess.Popen([*start, STEPS + COMMAND, *SMALL, *more, '--out', str(out), *argv],
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=environment())
 
 
 def ranks(process):
     "The processes that torchrun has started."
-    try: return psutil.Process(process.pid).children()
+    try: found = psutil.Process(process.pid).children()
     except psutil.NoSuchProcess: return []
+    return [child for child in found if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def time_of_both(out):
+    "For how long both processes are alive in a run that nobody kills, and what it finds."
+    process, ticks = together(out), []
+    while process.poll() is None:
+        if len(ranks(process)) == 2: ticks.append(time.perf_counter())
+        time.sleep(.02)
+    code, said = end(process)
+    if code: raise RuntimeError(said)
+    return ticks[-1] - ticks[0], result(out)
 
 
 def kills(args, folder):
     "SIGKILL of one of two processes at any instant: the job ends, says so, and goes on."
-    began = time.perf_counter()
-    code, said = end(together(folder/'alone'))
-    seconds = time.perf_counter() - began
-    if code: raise RuntimeError(said)
-    alone = result(folder/'alone')
+    seconds, alone = time_of_both(folder/'alone')
     for i in range(args.n):
         out, share = folder/f'kill{i}', (i + .5)/args.n
         process = together(out)
+        while len(ranks(process)) < 2: time.sleep(.02)
         time.sleep(share*seconds)
         alive, killed = ranks(process), time.perf_counter()
         if len(alive) == 2: alive[i % 2].send_signal(signal.SIGKILL)
@@ -89,7 +103,7 @@ def kills(args, folder):
         if len(alive) == 2 and ended > 60: faults.append(f'it took {ended:.0f} s to end')
         again, told = end(together(out, '--resume'))
         faults += [f for f in judge_end(again, told, out, alone) if f != 'traceback']
-        what = f'process {i % 2} after {share:.0%} of the time'
+        what = f'process {i % 2} after {share:.0%} of their time'
         ours = [line for line in said.splitlines() if line.startswith('alpaca_ft')]
         yield record('kills', what, first, '\n'.join(ours), faults) | dict(
             n_alive=len(alive), seconds_to_end=round(ended, 1))
