@@ -9,17 +9,29 @@ __all__ = ['load_rows', 'split_rows', 'make_prompt', 'encode', 'encode_rows', 'i
 # %% ../nbs/00_data.ipynb #862e8a71
 import random, warnings
 from functools import partial
-from pathlib import Path
-import numpy as np, torch
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from .tools.packing import BatchOrder, best_fit, block_facts, check_blocks
 from .tools.packing import document_starts, pack, to_tensors, unpack
 from .tools.prompts import chat_prompt, encode_many, encode_texts
+from .tools.layouts import source_name, your_names
 from .tools.templates import fill_template
 from .tools.rows import check_dataset, open_rows
 
 _all_ = ['best_fit', 'block_facts', 'pack', 'unpack']
+
+# %% ../nbs/00_data.ipynb #00da0009
+_with_input = '''Below is an instruction that describes a task, paired with an input that provides \
+further context. Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:'''
 
 # %% ../nbs/00_data.ipynb #04274084
 def load_rows(
@@ -31,17 +43,9 @@ def load_rows(
     notes=None, # `Notes`: wrong rows may be left out; None: warnings tell what was met
 ) -> Dataset: # texts `instruction`, `input` ('' for none), `output`; further columns; `row_id`
     "Load rows, number them, check each. ValueError names file, row, line, field, what was found."
-    ours, columns = ['instruction', 'input', 'output'], columns or {}
-    yours = {name: k for k, name in columns.items() if isinstance(name, str)}
-    if not {*columns} <= {*ours} or len(yours) < len(columns):
-        found = f'each as another text, found {columns}'
-        raise ValueError(f'columns: must name some of {ours}, {found}')
-    if isinstance(source, Dataset): return check_dataset(source, 'rows', yours, notes)
-    if isinstance(source, (list, tuple)):
-        return check_dataset([(None, row, None) for row in source], 'rows', yours, notes)
-    path = Path(source).expanduser()
-    found = open_rows(path if path.exists() else source, split, subset, revision, notes)
-    return check_dataset(found, path.name if path.exists() else str(source), yours, notes)
+    yours = your_names(columns)
+    found = open_rows(source, split, subset, revision, notes)
+    return check_dataset(found, source_name(source), yours, notes)
 
 # %% ../nbs/00_data.ipynb #0349f892
 def split_rows(
@@ -74,16 +78,6 @@ completes the request.
 
 ### Instruction:
 {instruction}
-
-### Response:'''
-_with_input = '''Below is an instruction that describes a task, paired with an input that provides \
-further context. Write a response that appropriately completes the request.
-
-### Instruction:
-{instruction}
-
-### Input:
-{input}
 
 ### Response:'''
 templates = {'alpaca': (_with_input + '\n', _without + '\n'), 'stanford': (_with_input, _without)}
@@ -143,7 +137,7 @@ def isolation_error(
     packed = model(input_ids=input_ids, **how).logits
     worst = 0.
     for ids, positions, logits in zip(input_ids, position_ids, packed):
-        starts = document_starts(positions.cpu().numpy())
+        starts = document_starts(positions.cpu().numpy())     # each place of a position 0
         for s, e in zip(starts, starts[1:]):
             alone = model(input_ids=ids[None, s:e], use_cache=False).logits[0]
             error = (logits[s:e] - alone).abs().max() / alone.abs().max()
@@ -158,8 +152,6 @@ def get_dls(
     seed:int=42, # of the order of the training blocks
 ) -> tuple: # train_dl, eval_dl: batches are dicts of tensors `[bs, max_seq_len]` and `row_ids`
     "Dataloaders that drop no block; `train_dl.sampler`, a `BatchOrder`, has one order an epoch."
-    if not isinstance(bs, (int, np.integer)) or bs < 1:
-        raise ValueError(f'bs must be a whole number from 1, found {bs!r}')
     def dl(blocks, name, shuffle):
         check_blocks(blocks, name)
         order, blocks = BatchOrder(len(blocks), bs, seed, shuffle), blocks.with_format('numpy')

@@ -239,6 +239,8 @@ class BatchOrder:
         seed:int=42, # of the order
         shuffle:bool=True, # False: always 0, 1, 2, ...
     ):
+        if not isinstance(bs, (int, np.integer)) or bs < 1:
+            raise ValueError(f'bs must be a whole number from 1, found {bs!r}')
         self.n, self.bs, self.seed, self.shuffle = n, int(bs), int(seed), shuffle
         self.epoch, self.start = 0, 0
 

@@ -254,13 +254,15 @@ def _load(path, source, how):
     return load_from_disk(str(path))
 
 def open_rows(
-    source, # files, a folder of them, one written by `datasets` or of the hub, or a hub id
+    source, # files, a folder of them, of `datasets` or of the hub, a hub id, dicts, a Dataset
     split:str='train', # which one, where there are several
     subset:str=None, # of the hub's data set, which some cards call a configuration
     revision:str=None, # a branch, tag or commit on the hub
     notes=None, # `Notes`, which may ask for a sample
 ): # rows, not checked yet: a `Dataset`, or (where, row, problem) of each where files are read
     "Open files or a folder, or download from the Hugging Face hub. ValueError, FileNotFoundError."
+    if isinstance(source, Dataset): return source
+    if isinstance(source, (list, tuple)): return [(None, row, None) for row in source]
     path = Path(source).expanduser()
     files = _files_here(path, split) if path.is_dir() else row_files(source, split)
     if files and (subset or revision):
