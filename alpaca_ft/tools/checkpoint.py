@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .digests import data_hash, frozen_hash, seal_holds, write_sealed
+from .digests import COLUMNS, data_hash, frozen_hash, seal_holds, write_sealed
 from .distributed import from_first, n_processes, placed
 from .files import locked, sweep
 from .fitting import ran_out_of_memory
@@ -118,10 +118,11 @@ def run_identity(
     dataset = getattr(train_dl, 'dataset', train_dl)
     # what the frozen layers made of the blocks, where they have run already, has its own digest
     made = getattr(dataset, 'identity', {})
+    columns = [name for name in COLUMNS if not (made and name == 'input_ids')]
     first = next(open_epoch(train_dl, 0, seed=cfg.seed))
     data = {'data.batches': len(train_dl), 'data.order': _order_hash(train_dl, cfg.seed),
-            'data.sha256': data_hash(dataset.blocks if made else dataset),
-            'data.first_batch': data_hash([first])}
+            'data.sha256': data_hash(dataset.blocks if made else dataset, columns),
+            'data.first_batch': data_hash([first], columns)}
     data |= {f'data.hidden.{k}': v for k, v in made.items()}
     return config | data | _opt_identity(opt) | model_identity(model)
 

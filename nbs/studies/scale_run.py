@@ -106,7 +106,8 @@ def kills(args, folder):
         what = f'process {i % 2} after {share:.0%} of their time'
         ours = [line for line in said.splitlines() if line.startswith('alpaca_ft')]
         yield record('kills', what, first, '\n'.join(ours), faults) | dict(
-            n_alive=len(alive), seconds_to_end=round(ended, 1))
+            n_alive=len(alive), seconds_to_end=round(ended, 1),
+            resumed=told[-600:] if faults else '')
         shutil.rmtree(out)
 
 
