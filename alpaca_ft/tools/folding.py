@@ -111,8 +111,10 @@ def _draws(module):
     is_dropout = isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p
     return module.training and (is_dropout or getattr(module, 'attention_dropout', 0))
 
-def _fold(model, batch, at):
-    "A batch folded, or None where it has to stay as it is"
+def fold(
+    model, batch, at # as in `states_at`
+): # `Folded`; None: the batch has to stay as it is
+    "Fold a batch, where that changes nothing."
     if model.config._attn_implementation != NAME or at.device.type != 'cpu': return None
     if 'input_ids' not in batch or not len(at) or any(map(_draws, model.modules())): return None
     ids, at = batch['input_ids'], at.numpy()
@@ -130,7 +132,7 @@ def states_at(
     name, inputs = 'input_ids', batch.get('input_ids')
     if 'hidden' in batch: name, inputs = 'inputs_embeds', batch['hidden']
     positions, asked, how = batch['position_ids'], at, {}
-    if folded := _fold(model, batch, at):
+    if folded := fold(model, batch, at):
         positions = positions.expand(len(inputs), -1)
         inputs, positions = (x.flatten(0, 1)[folded.kept][None] for x in (inputs, positions))
         at, asked, how = folded.at, folded.at.unique(), dict(folded=folded)

@@ -19,7 +19,9 @@ from alpaca_ft import loop
 from alpaca_ft.config import Config
 from alpaca_ft.data import get_dls
 from alpaca_ft.freeze import freeze, load_model
+from alpaca_ft.tools import folding
 from alpaca_ft.tools.attention import attend_per_document
+from alpaca_ft.tools.head import spare_last_layer
 from alpaca_ft.tools.load import put_away
 from alpaca_ft.tools.trunk import cache_trunk, split_trunk
 
@@ -114,8 +116,15 @@ def run_trunk(model, blocks, args, folder):
     return blocks, dict(passes=passes, whole_pass=whole.seconds())
 
 
-def run_fit(model, blocks, args, per_document=False, fused=False, trunk=False):
-    "`fit`, with what is asked for; the pass of a trunk counts apart, since epochs share it."
+def run_fit(model, blocks, args, folded=False, **how):
+    "`fit`, with what is asked for."
+    if folded: return train(spare_last_layer(model), blocks, args, **how)
+    with patch.object(folding, 'fold', lambda *args: None):
+        return train(model, blocks, args, **how)
+
+
+def train(model, blocks, args, per_document=False, fused=False, trunk=False):
+    "Train by `fit`; the pass of a trunk counts apart, since epochs share it."
     cfg = Config(precision=args.precision, batch_size=args.bs, gradient_accumulation_steps=1,
                  epochs=1, lr=ADAM['lr'], mom=ADAM['betas'][0], sqr_mom=ADAM['betas'][1],
                  eps=ADAM['eps'], warmup=0., max_grad_norm=None, n_freeze=args.n_freeze)
@@ -196,6 +205,7 @@ WAYS = dict(
     documents=(run_fit, 'bf16', dict(per_document=True)),
     head=(run_fit, 'bf16', dict(per_document=True, fused=True)),
     trunk=(run_fit, 'bf16', dict(per_document=True, fused=True, trunk=True)),
+    folded=(run_fit, 'bf16', dict(per_document=True, fused=True, trunk=True, folded=True)),
     trl_defaults=(run_trl, 'bf16', dict(checkpointing=True)),
     trl=(run_trl, 'bf16', dict()))
 
@@ -223,8 +233,8 @@ def run(args):
     args.max_seq_len = len(blocks[0]['labels'])
     model, args.tokenizer = load_model(args.model, dtype=torch.float32)
     freeze(model, args.n_freeze, tied=args.tied)
-    def train(): return work(model, blocks, args, **how)
-    found = profiled(train) if args.profile else train()
+    def once(): return work(model, blocks, args, **how)
+    found = profiled(once) if args.profile else once()
     labels = [block['labels'] for block in blocks]
     counts = [sum(y != RESTING for y in block) for block in labels]
     targets = [sum(counts[i:i + args.bs]) for i in range(0, len(counts), args.bs)]
