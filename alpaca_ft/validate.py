@@ -6,10 +6,9 @@
 __all__ = ['evaluate', 'next_probs', 'generate', 'prompt_table', 'measure', 'validate', 'exact_match', 'read_table', 'stop_rates']
 
 # %% ../nbs/03_validate.ipynb #5434bb32
-import math, os
+import math, os, torch
 from contextlib import contextmanager
 
-import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
