@@ -227,6 +227,7 @@ ENDING = """\
 exit codes:
   0 done    1 it failed, one sentence says why    2 the options cannot be read    \
 130 interrupted, --resume goes on
+                          (torchrun itself ends with 0 or 1)
 
 afterwards: open report.html in the run's folder, talk with the model: \
 alpaca_ft_chat runs/tiny,

@@ -173,7 +173,7 @@ def reporting(
     "Keep report.json and report.html true; a finished report is never lost"
     from fastcore.xml import P
     from alpaca_ft.results.report import whole_page
-    from alpaca_ft.tools.distributed import is_first
+    from alpaca_ft.tools.distributed import is_first, lost
     if not is_first():
         yield
         return
@@ -190,7 +190,8 @@ def reporting(
         tell('interrupted', why or 'By Ctrl-C. --resume goes on.')
         raise
     except Exception as e:
-        tell('failed', f'{type(e).__name__}: {e}')
+        if alone := lost(e): tell('interrupted', alone)
+        else: tell('failed', f'{type(e).__name__}: {e}')
         raise
 
 # %% ../../nbs/results/folder.ipynb #cd57e8ea

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .digests import COLUMNS, data_hash, frozen_hash, seal_holds, write_sealed
-from .distributed import from_first, n_processes, placed
+from .distributed import from_first, n_processes
 from .files import locked, sweep
 from .fitting import ran_out_of_memory
 from .shards import checkpoint_files, drop_checkpoint, read_about, read_shards
@@ -162,6 +162,12 @@ def _drop_others(out, path, keep):
         if f not in kept: drop_checkpoint(f)
 
 # %% ../../nbs/tools/checkpoint.ipynb #3119b732
+def _placed(t, like):
+    "This process's part of a whole tensor, as `like` is one"
+    if not hasattr(like, 'full_tensor'): return t
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
+
 def _state(path):
     "What a file holds; its tensors stay on the disk until they are used, where a disk can do that"
     how = dict(map_location='cpu', weights_only=True)
@@ -198,11 +204,11 @@ def _fill(path, model, opt):
     if path.is_dir(): return read_shards(path, model, opt)
     state, params = _state(path), dict(model.named_parameters())
     with torch.no_grad():
-        for name, w in state['weights'].items(): params[name].copy_(placed(w, params[name]))
+        for name, w in state['weights'].items(): params[name].copy_(_placed(w, params[name]))
     in_order = [p for group in opt.param_groups for p in group['params']]
     for i, of_one in state['opt']['state'].items():
         for key, value in of_one.items():
-            if value.shape == in_order[i].shape: value = placed(value, in_order[i])
+            if value.shape == in_order[i].shape: value = _placed(value, in_order[i])
             of_one[key] = value.clone()
     opt.load_state_dict(state['opt'])
 

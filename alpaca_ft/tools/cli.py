@@ -12,6 +12,11 @@ from functools import cache
 from .json_files import read_json
 
 # %% ../../nbs/tools/cli.ipynb #c357d42b
+def _is_silent(
+):
+    "Is this one of several processes, and not the first?"
+    return os.environ.get('WORLD_SIZE', '1') != '1' and os.environ.get('RANK', '0') != '0'
+
 def strict(
     parser # an `argparse.ArgumentParser`
 ): # the same
@@ -23,7 +28,8 @@ def strict(
             near = difflib.get_close_matches(word.split('=')[0], parser._option_string_actions, 1)
             hint = f', did you mean {near[0]}?' if near else ''
             said = f'{word}: there is no such option{hint}'
-        parser.exit(2, f'{parser.prog}: {said} (--help lists all options)\n')
+        parser.exit(2, None if _is_silent() else
+                    f'{parser.prog}: {said} (--help lists all options)\n')
     parser.error = error
     return parser
 
@@ -59,11 +65,6 @@ def check_launcher(
             continue
         raise ValueError(f'{name}={n}: several processes would each train the whole run into one '
                          'folder: start them with torchrun, which tells them of each other')
-
-def _is_silent(
-):
-    "Is this one of several processes, and not the first?"
-    return os.environ.get('WORLD_SIZE', '1') != '1' and os.environ.get('RANK', '0') != '0'
 
 @contextmanager
 def _said_once(

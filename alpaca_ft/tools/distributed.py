@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['n_processes', 'rank', 'is_first', 'summed', 'everyone', 'somewhere', 'from_first', 'mine', 'dealt_back', 'my_blocks',
-           'joined', 'as_forward', 'shard', 'gathered', 'whole', 'placed', 'whole_state', 'across']
+           'lost', 'joined', 'as_forward', 'shard', 'gathered', 'whole', 'whole_state', 'across']
 
 # %% ../../nbs/tools/distributed.ipynb #6af61738
 import os, signal, socket, subprocess, sys, tempfile, threading, time
@@ -115,9 +115,13 @@ _PATIENCE = timedelta(minutes=60)  # for what the first process does alone, as p
 _LOST = ('another process of this run has ended, or all were told to end: '
          'start it again with --resume')
 
-def _is_lost(e):
-    "Does an error come of a neighbour that is gone?"
-    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and 'gloo' in str(e)
+def lost(
+    e # an error
+): # a sentence; None: it is of another kind
+    "Say that a neighbour is gone, where an error comes of that."
+    if _LOST in str(e): return _LOST
+    gone = isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and 'gloo' in str(e)
+    return _LOST if gone else None
 
 def _claim(store, wait):
     "Is this process the first to say that something went wrong?"
@@ -137,10 +141,10 @@ def _failing_together(store):
     try: yield
     except BaseException as e:
         if on_main: signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is about to end anyway
-        lost = _is_lost(e) or _LOST in str(e)
-        error = OSError(_LOST) if _is_lost(e) else e
+        alone = lost(e)
+        error = OSError(alone) if alone and isinstance(e, RuntimeError) else e
         # who was left alone lets the one who failed speak first
-        error.silent = isinstance(e, _Elsewhere) or not _claim(store, .5 if lost else 0.)
+        error.silent = isinstance(e, _Elsewhere) or not _claim(store, .5 if alone else 0.)
         if error is e: raise
         raise error from e
     finally:
@@ -159,7 +163,10 @@ def joined(
         return
     from torch.distributed.rendezvous import rendezvous
     on_gpu = device in ('auto', 'cuda') and torch.cuda.is_available()
-    if on_gpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    if on_gpu:
+        number, n_cards = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+        if number >= n_cards: raise ValueError(f'process {number}: this machine has {n_cards} GPUs')
+        torch.cuda.set_device(number)
     store, number, size = next(rendezvous('env://', timeout=_PATIENCE))
     dist.init_process_group('cpu:gloo,cuda:nccl' if on_gpu else 'gloo', store=store, rank=number,
                             world_size=size, timeout=_PATIENCE)
@@ -225,22 +232,16 @@ def gathered(
     try: yield
     finally:
         for part in parts: part.reshard()
-        if parts: model.set_reshard_after_forward(True)
+        if parts:
+            model.set_reshard_after_forward(True)
+            # processes that had more to measure would fetch weights ahead in another order
+            model.reset_iter_state()
 
 def whole(
     t # a tensor, or a part of one; all processes call this
 )->torch.Tensor:
     "Gather a tensor that is cut."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
-
-def placed(
-    t, # a whole tensor, the same in all processes
-    like # a tensor, or a part of one
-): # as `like` is
-    "Keep this process's part of a tensor."
-    if not hasattr(like, 'full_tensor'): return t
-    from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(t.to(like.device), like.device_mesh, like.placements)
 
 def whole_state(
     model # in `gathered`, if it is sharded

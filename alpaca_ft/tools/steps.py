@@ -11,7 +11,7 @@ import math, signal, threading, time
 from contextlib import contextmanager
 import torch
 from .device import wait_for
-from .distributed import somewhere, summed, whole
+from .distributed import n_processes, somewhere, summed, whole
 from .shards import checkpoint_files
 
 # %% ../../nbs/tools/steps.ipynb #31d07d25
@@ -109,8 +109,10 @@ def finish_step_on_ctrl_c(
         yield asked
         return
     def handler(signum, frame):
-        if asked: raise KeyboardInterrupt
-        asked.append(signum)
+        # of several processes each hears it twice: from the terminal, and from torchrun
+        twice = n_processes() > 1 and asked and time.perf_counter() - asked[0] < 2
+        if asked and not twice: raise KeyboardInterrupt
+        if not asked: asked.append(time.perf_counter())
     old = signal.signal(signal.SIGINT, handler)
     try: yield asked
     finally: signal.signal(signal.SIGINT, old)

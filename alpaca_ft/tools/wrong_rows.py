@@ -134,6 +134,8 @@ class Notes:
         self.reasons, self.places = Counter(), []
         self.kept = None      # a file of those left out, once there is one
 
+    def __getstate__(self): return vars(self) | dict(kept=None)  # the file stays in its process
+
     def drop(self,
         name:str, where, # the file; line in it, a text that says where, or None
         row_id:int, # the row's number
